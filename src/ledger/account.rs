@@ -1,0 +1,360 @@
+//! One replica's whole state for one key and window: rights, usage, peers' rows.
+//!
+//! Knows how rows merge and what follows from them. Must not know the roster, the clock
+//! or how anything is sent. The invariant it keeps (algorithm.md section 5): rights are
+//! credited once for each unit a donor has debited, because what was received from a
+//! replica is the maximum of what that replica ever said it gave; so the rights of all
+//! replicas together never exceed the sum of the shares.
+
+use std::collections::BTreeMap;
+
+use crdts::{CmRDT, Dot, VClock};
+
+use super::message::Row;
+use super::quota::Key;
+use super::roster::Place;
+use super::window::Window;
+use crate::wallet::{After, Miss, Wallet};
+
+/// A replica's number within one ledger; 0 is this replica.
+///
+/// Interned because a row names several replicas, and a 16-byte id in every cell would
+/// be most of an account's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Actor(pub(crate) u16);
+
+impl Actor {
+    pub(crate) const ME: Self = Self(0);
+}
+
+/// How many windows of one key can be open at once: two closed ones that settlements may
+/// still reach, the running one, and the next.
+const RING: usize = 4;
+
+/// The wallets of one key: a ring over its windows, shared between the hot path and the
+/// ledger. One cache line.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct WalletRing {
+    length_ms: u64,
+    purses: [Purse; RING],
+    /// Units refused since the last tick: demand that never reached a wallet.
+    pub(crate) refused: std::sync::atomic::AtomicU64,
+}
+
+#[derive(Debug)]
+struct Purse {
+    spendable: Wallet,
+    /// Ever refunded. With it, what was ever reserved follows from the rights:
+    /// reserved = rights - spendable + refunded, so a hit touches one word only.
+    refunded: Wallet,
+}
+
+impl WalletRing {
+    pub(crate) fn new(key: &Key) -> Self {
+        // A generation that no window of the purse's own place has: closed.
+        let closed = |place: usize| Purse {
+            spendable: Wallet::open(place as u64 + 1, 0),
+            refunded: Wallet::open(place as u64 + 1, 0),
+        };
+        Self {
+            length_ms: key.quota.window().ms().get(),
+            purses: std::array::from_fn(closed),
+            refused: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the number of the window that `unix_ms` falls into.
+    #[inline]
+    pub(crate) const fn number_at(&self, unix_ms: u64) -> u64 {
+        unix_ms / self.length_ms
+    }
+
+    /// Returns the first millisecond after the window with this number.
+    #[inline]
+    pub(crate) const fn end_ms(&self, number: u64) -> u64 {
+        (number + 1).saturating_mul(self.length_ms)
+    }
+
+    #[inline]
+    pub(crate) fn take(&self, number: u64, amount: u64) -> Result<(), Miss> {
+        self.purse(number).spendable.take(number, amount)
+    }
+
+    pub(crate) fn take_past_parked(&self, number: u64, amount: u64) -> Result<(), Miss> {
+        self.purse(number).spendable.take_past_parked(number, amount)
+    }
+
+    /// Gives a reservation, or a part of it, back. `None` if its window has closed.
+    #[inline]
+    pub(crate) fn refund(&self, number: u64, amount: u64) -> Option<After> {
+        let purse = self.purse(number);
+        // First the money, then the receipt: a reader in between sees too little
+        // reserved, which the next row corrects, and never too much.
+        let after = purse.spendable.put(number, amount)?;
+        purse.refunded.put(number, amount);
+        Some(after)
+    }
+
+    /// Charges what a response used beyond its reservation.
+    pub(crate) fn charge(&self, number: u64, amount: u64) -> Option<After> {
+        self.purse(number).spendable.charge(number, amount)
+    }
+
+    pub(crate) fn balance(&self, number: u64) -> i64 {
+        self.purse(number).spendable.peek(number).unwrap_or(0)
+    }
+
+    pub(crate) fn set_parked(&self, number: u64, parked: bool) {
+        self.purse(number).spendable.set_parked(number, parked);
+    }
+
+    fn credit(&self, number: u64, amount: u64) {
+        self.purse(number).spendable.put(number, amount);
+    }
+
+    fn open(&self, number: u64) {
+        let purse = self.purse(number);
+        purse.refunded.reopen(number, 0);
+        purse.spendable.reopen(number, 0);
+    }
+
+    fn close(&self, number: u64) {
+        let purse = self.purse(number);
+        purse.spendable.reopen(number + 1, 0);
+        purse.refunded.reopen(number + 1, 0);
+    }
+
+    fn refunded(&self, number: u64) -> u64 {
+        self.purse(number).refunded.peek(number).unwrap_or(0).max(0) as u64
+    }
+
+    #[inline]
+    fn purse(&self, number: u64) -> &Purse {
+        &self.purses[number as usize % RING]
+    }
+}
+
+/// What a peer has said about its account.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerRow {
+    pub(crate) version: u64,
+    pub(crate) spendable: i64,
+    pub(crate) demand: u64,
+    pub(crate) typical: u64,
+    pub(crate) given: BTreeMap<Actor, u64>,
+    /// The ledger's change number when this row last changed, for the relay.
+    pub(crate) changed: u64,
+    /// Whether a row has come at all; a rights request may come first.
+    pub(crate) said: bool,
+    /// The last rights request of this peer that was answered.
+    pub(crate) answered: u64,
+    /// When it was last asked for rights and has not answered since, in unix ms; 0 = not.
+    pub(crate) asked_ms: u64,
+}
+
+/// The counters of this replica as of now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) reserved: u64,
+    pub(crate) refunded: u64,
+    pub(crate) balance: i64,
+}
+
+impl Usage {
+    pub(crate) const fn used(self) -> u64 {
+        self.reserved.saturating_sub(self.refunded)
+    }
+}
+
+/// One (key, window) on one replica.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) window: Window,
+    /// This replica's place when the window was frozen; `None` until then, and for ever
+    /// if it is not entitled.
+    pub(crate) place: Option<Place>,
+    /// Share + received - given.
+    rights: u64,
+    given: VClock<u16>,
+    received: VClock<u16>,
+    /// Reserved and refunded of every other replica: a PN-counter's two halves, kept
+    /// apart because rows of others are relayed.
+    reserved: VClock<u16>,
+    refunded: VClock<u16>,
+    /// The running sum of `reserved - refunded` over peers.
+    used_by_peers: i64,
+    pub(crate) peers: BTreeMap<Actor, PeerRow>,
+    /// The last published row's version and counters.
+    pub(crate) version: u64,
+    pub(crate) published: Usage,
+    given_changed: bool,
+    /// How many more times the row is sent although nothing changed: cover for loss.
+    pub(crate) repeat: u8,
+    /// The ledger's change number when the own row last changed.
+    pub(crate) changed: u64,
+    /// What was reserved at the last tick, for the demand.
+    pub(crate) reserved_at_tick: u64,
+    /// Whether anybody, here or elsewhere, has used this window.
+    pub(crate) touched: bool,
+}
+
+impl Account {
+    /// Opens the account and its purse, without rights.
+    pub(crate) fn open(window: Window, ring: &WalletRing) -> Self {
+        ring.open(window.number());
+        Self {
+            window,
+            place: None,
+            rights: 0,
+            given: VClock::new(),
+            received: VClock::new(),
+            reserved: VClock::new(),
+            refunded: VClock::new(),
+            used_by_peers: 0,
+            peers: BTreeMap::new(),
+            version: 0,
+            published: Usage::default(),
+            given_changed: false,
+            repeat: 0,
+            changed: 0,
+            reserved_at_tick: 0,
+            touched: false,
+        }
+    }
+
+    /// Closes the purse and returns the final counters.
+    pub(crate) fn close(self, ring: &WalletRing) -> Usage {
+        let usage = self.usage(ring);
+        ring.close(self.window.number());
+        usage
+    }
+
+    /// Credits this replica's share. Once.
+    pub(crate) fn freeze(&mut self, place: Place, amount: u64, ring: &WalletRing) {
+        assert!(self.place.is_none(), "a window is frozen once");
+        self.place = Some(place);
+        let share = place.share(amount);
+        self.rights += share;
+        ring.credit(self.window.number(), share);
+    }
+
+    pub(crate) const fn rights(&self) -> u64 {
+        self.rights
+    }
+
+    /// Returns this replica's counters as they stand.
+    pub(crate) fn usage(&self, ring: &WalletRing) -> Usage {
+        let number = self.window.number();
+        // In this order, see `WalletRing::refund`; and never below what was published,
+        // because the counters are grow-only to everybody else.
+        let refunded = ring.refunded(number);
+        let balance = ring.balance(number);
+        let reserved = (i128::from(self.rights) - i128::from(balance) + i128::from(refunded)).max(0);
+        Usage {
+            reserved: (reserved as u64).max(self.published.reserved),
+            refunded: refunded.max(self.published.refunded),
+            balance,
+        }
+    }
+
+    /// Returns reserved and not refunded, over all replicas, as known here.
+    pub(crate) fn used(&self, ring: &WalletRing) -> u64 {
+        let own = self.usage(ring).used();
+        (i128::from(own) + i128::from(self.used_by_peers)).max(0) as u64
+    }
+
+    /// Says whether there is news to publish, and counts the row as published.
+    pub(crate) fn publish(&mut self, ring: &WalletRing) -> bool {
+        let usage = self.usage(ring);
+        let news = usage != self.published || self.given_changed || self.version == 0;
+        if news {
+            self.published = usage;
+            self.given_changed = false;
+            self.version += 1;
+        }
+        news
+    }
+
+    /// Debits `amount` and gives it to `to`. The debit comes first, so a crash in between
+    /// loses rights and never doubles them. Returns what was given: `amount` or nothing.
+    pub(crate) fn give(&mut self, to: Actor, amount: u64, ring: &WalletRing) -> u64 {
+        if amount == 0 || ring.take_past_parked(self.window.number(), amount).is_err() {
+            return 0;
+        }
+        self.rights -= amount;
+        let total = self.given.get(&to.0) + amount;
+        self.given.apply(Dot::new(to.0, total));
+        self.given_changed = true;
+        amount
+    }
+
+    /// Gives up everything spendable: nobody gets it until the window ends.
+    pub(crate) fn forfeit(&mut self, ring: &WalletRing) {
+        let balance = ring.balance(self.window.number());
+        if balance > 0 && ring.take_past_parked(self.window.number(), balance as u64).is_ok() {
+            self.rights -= balance as u64;
+        }
+    }
+
+    /// Returns what was ever given to each replica.
+    pub(crate) fn given(&self) -> impl Iterator<Item = (Actor, u64)> + '_ {
+        self.given.iter().map(|dot| (Actor(*dot.actor), dot.counter))
+    }
+
+    pub(crate) fn given_to(&self, to: Actor) -> u64 {
+        self.given.get(&to.0)
+    }
+
+    /// Returns what `peer` has reserved and refunded, as known here.
+    pub(crate) fn usage_of(&self, peer: Actor) -> (u64, u64) {
+        (self.reserved.get(&peer.0), self.refunded.get(&peer.0))
+    }
+
+    /// Merges a row of `from`; `given` is its list with replicas interned. Returns what
+    /// was credited and whether anything was news.
+    pub(crate) fn merge(&mut self, from: Actor, row: &Row, given: &[(Actor, u64)], ring: &WalletRing) -> (u64, bool) {
+        let mut news = grow(&mut self.reserved, from, row.reserved, &mut self.used_by_peers, 1);
+        news |= grow(&mut self.refunded, from, row.refunded, &mut self.used_by_peers, -1);
+        let peer = self.peers.entry(from).or_default();
+        for (to, total) in given {
+            let known = peer.given.entry(*to).or_default();
+            if *total > *known {
+                *known = *total;
+                news = true;
+            }
+        }
+        if row.version > peer.version || !peer.said {
+            peer.said = true;
+            peer.version = row.version;
+            peer.spendable = row.spendable;
+            peer.demand = row.demand;
+            peer.typical = row.typical;
+            news = true;
+        }
+        self.touched |= row.reserved > 0;
+        let total = peer.given.get(&Actor::ME).copied().unwrap_or(0);
+        let known = self.received.get(&from.0);
+        if total <= known {
+            return (0, news);
+        }
+        let credit = total - known;
+        self.received.apply(Dot::new(from.0, total));
+        self.rights = self.rights.saturating_add(credit);
+        ring.credit(self.window.number(), credit);
+        (credit, true)
+    }
+}
+
+/// Raises one half of a peer's PN-counter to `total` and keeps the running sum.
+fn grow(half: &mut VClock<u16>, actor: Actor, total: u64, sum: &mut i64, sign: i64) -> bool {
+    let known = half.get(&actor.0);
+    if total <= known {
+        return false;
+    }
+    half.apply(Dot::new(actor.0, total));
+    // The wire bounds counters to 2^62, so the difference fits and the sum saturates far
+    // above any quota.
+    *sum = sum.saturating_add(sign * ((total - known).min(i64::MAX as u64) as i64));
+    true
+}

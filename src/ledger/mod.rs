@@ -1,0 +1,626 @@
+//! The ledger: all accounts and the roster of one replica, as a pure state machine.
+//!
+//! It is told the time and the messages and asks for nothing: no clock, no randomness of
+//! its own, no log, no lock, no socket. What it shares with the hot path are the wallets.
+//! The invariant it keeps: the rights of all replicas for one key and window never exceed
+//! the quota, whatever is lost, repeated, reordered or delayed (algorithm.md section 5).
+//!
+//! # Using it
+//!
+//! There are four kinds of method.
+//!
+//! 1. *Look*: `&self`, changes nothing: [`Ledger::standing`], [`Ledger::status`].
+//! 2. *Handle*: something came from outside: [`Ledger::handle_contact`] for every opened
+//!    frame, then [`Ledger::handle_message`] for what was in it;
+//!    [`Ledger::handle_listing`] for an answer of the directory; [`Ledger::handle_tick`]
+//!    every gossip interval and [`Ledger::handle_timeout`] when a deadline passed.
+//! 3. *Act*: the limiter or an operator wants something: `admit`, `settled`,
+//!    [`Ledger::leave`], [`Ledger::forget`].
+//! 4. *Poll*: what the caller must do next. After any of the above, call
+//!    [`Ledger::poll_transmit`] and [`Ledger::poll_note`] until they return `None`; then
+//!    [`Ledger::poll_timeout`] says when to come back.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod account;
+mod exchange;
+mod message;
+mod parking;
+mod publish;
+mod quota;
+mod roster;
+mod status;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::message::{
+    Contact, Member, Message, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot, Target, Transmit,
+};
+pub use self::quota::{
+    Claim, Denied, Key, LimitId, Mode, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit, WindowKind,
+};
+pub use self::roster::{
+    Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Proof, RosterNote, RosterSettings,
+};
+pub use self::status::{Counters, LimitStatus, Mismatch, PeerStatus, Status};
+pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
+
+pub(crate) use self::account::WalletRing;
+use self::account::{Account, Actor};
+use self::parking::Parked;
+pub(crate) use self::parking::{Admission, Ask, Ticket};
+use self::roster::Roster;
+
+/// How long a peer may be silent before it is no longer asked for rights. Peers send
+/// something at least every second tick, so this is three of those. It decides who is
+/// asked, never who counts.
+const REACHABLE_TICKS: u32 = 6;
+
+/// The most distinct replicas in one ledger's life: beyond, rows of newcomers are counted
+/// as ignored. 65,535 pods replaced take years.
+const MAX_ACTORS: usize = u16::MAX as usize;
+
+/// All accounts and the roster of one replica. See the [module's docs](self).
+#[derive(Debug)]
+pub struct Ledger {
+    roster: Roster,
+    /// Whether a cluster drives this ledger: only then can anything be waited for.
+    attached: bool,
+    interval: Duration,
+    /// The latest instant seen. A clock that steps back re-opens nothing.
+    now: Timestamp,
+    last_tick: Timestamp,
+    random: SplitMix64,
+    limits: Vec<Limit>,
+    by_limit: BTreeMap<LimitId, usize>,
+    keys: Vec<KeyState>,
+    by_key: BTreeMap<Key, usize>,
+    actors: Vec<ReplicaId>,
+    by_actor: BTreeMap<ReplicaId, Actor>,
+    peers: BTreeMap<ReplicaId, Peer>,
+    /// Limits with parked requests.
+    waiting: BTreeSet<usize>,
+    /// Open windows with a negative wallet.
+    indebted: BTreeSet<(usize, u64)>,
+    /// Rises with every changed row: what the relay has sent and has not.
+    changes: u64,
+    relay_cursor: usize,
+    next_ticket: u64,
+    next_seq: u64,
+    outbox: VecDeque<Transmit>,
+    served: VecDeque<(Ticket, Admission)>,
+    notes: VecDeque<Note>,
+    ignored: Ignored,
+}
+
+/// One limit: the quotas that requests of its deployments are checked against together,
+/// and the requests that wait for them.
+#[derive(Debug)]
+struct Limit {
+    name: Arc<str>,
+    /// In key order: the order in which several claims are taken.
+    keys: Vec<usize>,
+    queue: VecDeque<Parked>,
+    /// When rights are asked for again while requests are parked.
+    ask_again: Timestamp,
+    refused: BTreeMap<&'static str, u64>,
+    observed: u64,
+    mismatches: BTreeMap<ReplicaId, Quota>,
+}
+
+#[derive(Debug)]
+struct KeyState {
+    key: Key,
+    limit: usize,
+    ring: Arc<WalletRing>,
+    open: BTreeMap<u64, Account>,
+    /// Units offered per second, admitted or not, smoothed over one second.
+    demand: u64,
+    /// The mean request in units, smoothed over 16 requests that took the slow path.
+    typical: u64,
+    /// Of closed windows.
+    closed: Counters,
+}
+
+/// What is known of a peer as a sender of frames.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    heard: Timestamp,
+    echo: Timestamp,
+    /// When it sent what it sent last, by its clock.
+    sent: Timestamp,
+    rtt_ms: u64,
+    skew_ms: i64,
+    contact: Option<Contact>,
+    /// Up to which change the relay has sent it.
+    relayed: u64,
+    roster_sent: Timestamp,
+    roster_tries: u32,
+}
+
+/// Rows and requests that changed nothing, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ignored {
+    /// For a window that has closed here.
+    pub closed_window: u64,
+    /// For a window that starts later than this clock allows.
+    pub future_window: u64,
+    /// For a limit or quota this replica does not have.
+    pub unknown_key: u64,
+    /// Requests for rights that were answered before, or whose sender does not echo us.
+    pub stale_request: u64,
+    /// More distinct replicas than a ledger can name.
+    pub too_many_replicas: u64,
+}
+
+/// What happened that an operator may want to read in a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// About the roster.
+    Roster(RosterNote),
+    /// A peer enforces another quota for the same limit; each spends only its own version.
+    Mismatch {
+        /// Which limit.
+        limit: Arc<str>,
+        /// Who.
+        peer: ReplicaId,
+        /// What it enforces.
+        theirs: Quota,
+    },
+    /// Responses used more than they reserved, and nobody had rights left to cover it.
+    Uncovered {
+        /// Which limit.
+        limit: Arc<str>,
+        /// Of what.
+        unit: Unit,
+        /// How much.
+        amount: u64,
+        /// In which window.
+        window: Window,
+    },
+}
+
+/// What the hot path needs of one key.
+#[derive(Clone, Debug)]
+pub(crate) struct Counter {
+    pub(crate) key: Key,
+    pub(crate) ring: Arc<WalletRing>,
+}
+
+impl Ledger {
+    /// Returns the ledger of a replica that is alone: it owns every right.
+    ///
+    /// `seed` is all the randomness it will ever use: which peer to ask, how refused
+    /// callers are spread.
+    pub fn new(me: ReplicaId, seed: u64, now: Timestamp) -> Self {
+        let slot = Slot { node: "".into(), addr: SocketAddr::from(([0, 0, 0, 0], 0)), exclusive: false };
+        Self {
+            roster: Roster::new(me, slot, RosterSettings::default(), now),
+            attached: false,
+            interval: Duration::from_millis(100),
+            now,
+            last_tick: now,
+            random: SplitMix64(seed),
+            limits: Vec::new(),
+            by_limit: BTreeMap::new(),
+            keys: Vec::new(),
+            by_key: BTreeMap::new(),
+            actors: vec![me],
+            by_actor: BTreeMap::from([(me, Actor::ME)]),
+            peers: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            indebted: BTreeSet::new(),
+            changes: 0,
+            relay_cursor: 0,
+            next_ticket: 0,
+            next_seq: 0,
+            outbox: VecDeque::new(),
+            served: VecDeque::new(),
+            notes: VecDeque::new(),
+            ignored: Ignored::default(),
+        }
+    }
+
+    // Handle.
+
+    /// Takes what the header of an authenticated frame says about its sender.
+    pub fn handle_contact(&mut self, contact: Contact, now: Timestamp) {
+        let now = self.advance(now);
+        if contact.from == self.roster.me() {
+            return;
+        }
+        self.roster.handle_contact(&contact, now);
+        if !self.peers.contains_key(&contact.from) && self.peers.len() >= MAX_MEMBERS {
+            return;
+        }
+        let peer = self.peers.entry(contact.from).or_default();
+        peer.heard = now;
+        peer.contact = Some(contact);
+        if contact.sent_at >= peer.sent {
+            peer.sent = contact.sent_at;
+        }
+        if let Some(echo) = contact.echo.filter(|echo| *echo <= now) {
+            peer.echo = peer.echo.max(echo);
+            // The sample holds the peer's own delay, so the smallest is the truest; it
+            // rises by a sixteenth a frame when the path has become longer.
+            let sample = (now.since(echo).as_millis() as u64).max(1);
+            peer.rtt_ms = if peer.rtt_ms == 0 { sample } else { sample.min(peer.rtt_ms + peer.rtt_ms / 16 + 1) };
+        }
+        peer.skew_ms = contact.sent_at.unix_ms() as i64 + (peer.rtt_ms / 2) as i64 - now.unix_ms() as i64;
+    }
+
+    /// Takes a message. `from` is the authenticated sender of the frame; rows and roster
+    /// messages may speak of another replica whose message it relays.
+    pub fn handle_message(&mut self, from: ReplicaId, message: Message, now: Timestamp) {
+        let now = self.advance(now);
+        if from == self.roster.me() {
+            return;
+        }
+        match message {
+            Message::Row(row) => self.handle_row(from, &row, now),
+            Message::Request(request) => self.handle_request(from, &request, now),
+            Message::Roster(message) => self.handle_roster(&message, now),
+        }
+    }
+
+    /// Takes an answer of the directory: all listed addresses. One that lacks this
+    /// replica's own address does not count, because it may be older than the
+    /// registration.
+    pub fn handle_listing(&mut self, addresses: &[SocketAddr], now: Timestamp) {
+        let now = self.advance(now);
+        self.roster.handle_listing(addresses, now);
+        self.roster_moved(now);
+    }
+
+    /// Does what is due every gossip interval.
+    pub fn handle_tick(&mut self, now: Timestamp) {
+        let now = self.advance(now);
+        self.roster_moved(now);
+        self.roll(now);
+        self.measure(now);
+        self.publish_rows();
+        self.ask_for_debts(now);
+        self.prefetch(now);
+        if self.roster.is_leaving() {
+            self.hand_over(now);
+        }
+        self.relay(now);
+        self.announce(now);
+        self.handle_timeout(now);
+        self.last_tick = now;
+    }
+
+    /// Does what is due now: parked requests whose time is up, questions to repeat.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        let now = self.advance(now);
+        for limit in self.waiting.clone() {
+            self.serve(limit, now);
+            self.expire(limit, now);
+            if now >= self.limits[limit].ask_again && !self.limits[limit].queue.is_empty() {
+                self.ask_for_parked(limit, now);
+            }
+        }
+    }
+
+    // Act.
+
+    /// Gives the ledger its place in a fleet. From now on it owns only what the roster
+    /// gives it: what it owned alone and has not spent is forfeited.
+    pub fn attach(&mut self, me: ReplicaId, slot: Slot, settings: RosterSettings, interval: Duration, now: Timestamp) {
+        let now = self.advance(now);
+        self.roster = Roster::new(me, slot, settings, now);
+        self.attached = settings.directory != Directory::Alone;
+        self.interval = interval;
+        self.actors[0] = me;
+        self.by_actor.retain(|_, actor| *actor != Actor::ME);
+        self.by_actor.insert(me, Actor::ME);
+        for state in &mut self.keys {
+            for account in state.open.values_mut() {
+                // It stays frozen: a second share of a window it spent from alone would
+                // put the fleet over.
+                account.forfeit(&state.ring);
+            }
+        }
+        self.roster_moved(now);
+    }
+
+    /// Ends parking: whoever waits is refused, and from now on nobody waits.
+    pub fn detach(&mut self, now: Timestamp) {
+        let now = self.advance(now);
+        self.attached = false;
+        for limit in self.waiting.clone() {
+            self.expire_all(limit, now);
+        }
+    }
+
+    /// Adds a limit with these quotas and returns its number and hot-path counters, in
+    /// key order. A limit of the same name is the same limit.
+    pub(crate) fn add_limit(&mut self, name: &str, quotas: &[Quota]) -> (usize, Vec<Counter>) {
+        let id = LimitId::of(name);
+        if let Some(&limit) = self.by_limit.get(&id) {
+            return (limit, self.counters_of(limit));
+        }
+        let limit = self.limits.len();
+        let mut keys: Vec<Key> = quotas.iter().map(|quota| Key { limit: id, quota: *quota }).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut numbers = Vec::with_capacity(keys.len());
+        for key in keys {
+            let number = self.keys.len();
+            self.keys.push(KeyState {
+                key,
+                limit,
+                ring: Arc::new(WalletRing::new(&key)),
+                open: BTreeMap::new(),
+                demand: 0,
+                typical: 0,
+                closed: Counters::default(),
+            });
+            self.by_key.insert(key, number);
+            numbers.push(number);
+        }
+        self.by_limit.insert(id, limit);
+        self.limits.push(Limit {
+            name: name.into(),
+            keys: numbers,
+            queue: VecDeque::new(),
+            ask_again: Timestamp::NEVER,
+            refused: BTreeMap::new(),
+            observed: 0,
+            mismatches: BTreeMap::new(),
+        });
+        (limit, self.counters_of(limit))
+    }
+
+    /// Leaves the fleet: admits nothing more, hands rights over at every tick, says
+    /// goodbye. Once, irrevocable.
+    pub fn leave(&mut self, now: Timestamp) {
+        let now = self.advance(now);
+        self.roster.leave();
+        for limit in 0..self.limits.len() {
+            self.expire_all(limit, now);
+            self.mark_parked(limit);
+        }
+        self.hand_over(now);
+        self.publish_rows();
+        self.announce(now);
+    }
+
+    /// Declares dead the replica with this id, or whoever is listed at this address and
+    /// has never answered: an operator's proof.
+    ///
+    /// # Errors
+    /// Says why nothing was changed.
+    pub fn forget(&mut self, target: &str, now: Timestamp) -> Result<String, ForgetError> {
+        let now = self.advance(now);
+        let forgotten = self.roster.forget(target, now)?;
+        self.roster_moved(now);
+        Ok(forgotten)
+    }
+
+    // Poll.
+
+    /// Returns the next message to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.outbox.pop_front()
+    }
+
+    /// Says whether there is something to send.
+    pub fn has_transmits(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Returns the next thing worth a log line.
+    pub fn poll_note(&mut self) -> Option<Note> {
+        self.notes.pop_front()
+    }
+
+    /// Returns when [`Ledger::handle_timeout`] has something to do, besides the ticks.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.waiting.iter().filter_map(|limit| self.next_deadline(*limit)).min()
+    }
+
+    /// Returns the next parked request that was decided.
+    pub(crate) fn poll_served(&mut self) -> Option<(Ticket, Admission)> {
+        self.served.pop_front()
+    }
+
+    // Behind the door.
+
+    fn advance(&mut self, now: Timestamp) -> Timestamp {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    fn counters_of(&self, limit: usize) -> Vec<Counter> {
+        self.limits[limit]
+            .keys
+            .iter()
+            .map(|key| Counter { key: self.keys[*key].key, ring: Arc::clone(&self.keys[*key].ring) })
+            .collect()
+    }
+
+    fn handle_roster(&mut self, message: &RosterMessage, now: Timestamp) {
+        let known = self.roster.knows(message.from);
+        let owed = self.roster.handle_message(message, now);
+        self.roster.handle_news_of(message.from, now);
+        if !known && let Some(contact) = self.peers.get(&message.from).and_then(|peer| peer.contact) {
+            // The header came first, when nobody knew its sender yet.
+            self.roster.handle_contact(&contact, now);
+        }
+        self.roster_moved(now);
+        if owed {
+            self.send_roster(message.from, now);
+        }
+    }
+
+    /// Draws the consequences of a changed roster: joins, freezes what it may freeze now.
+    fn roster_moved(&mut self, now: Timestamp) {
+        let joined = self.roster.first().is_some();
+        let running = self.keys.iter().map(|state| state.key.quota.window().window_at(now).start()).min();
+        let longest = self.keys.iter().map(|state| state.key.quota.window().duration()).max();
+        self.roster.handle_time(running.unwrap_or(now), longest.unwrap_or_default(), now);
+        if !joined && self.roster.first().is_some() {
+            for key in 0..self.keys.len() {
+                self.freeze_open(key, now);
+            }
+            for limit in self.waiting.clone() {
+                self.serve(limit, now);
+            }
+        }
+        for note in self.roster.take_notes() {
+            self.note(Note::Roster(note));
+        }
+    }
+
+    /// Opens next windows whose lead has begun, freezes, and closes old ones.
+    fn roll(&mut self, now: Timestamp) {
+        for key in 0..self.keys.len() {
+            let window = self.keys[key].key.quota.window().window_at(now);
+            let state = &self.keys[key];
+            let in_use = state.open.get(&window.number()).is_some_and(|account| account.touched);
+            if in_use && now >= window.next().opens() {
+                self.open(key, window.next(), now);
+            }
+            self.freeze_open(key, now);
+            self.close_old(key, now);
+        }
+    }
+
+    /// Returns the account of a window, opening it first if this is the first touch.
+    /// `None` if the window has closed.
+    fn open(&mut self, key: usize, window: Window, now: Timestamp) -> Option<&mut Account> {
+        let running = window_of(&self.keys[key], now);
+        // Four windows have a place: two that closed, the running one and the next.
+        if window.number() + 2 < running.number() || window.number() > running.number() + 1 {
+            return None;
+        }
+        if !self.keys[key].open.contains_key(&window.number()) {
+            if closes(window) <= now {
+                return None; // It was open once, or nobody here needed it.
+            }
+            // The place in the ring may still be taken by the window four before.
+            self.close_before(key, window.number().saturating_sub(3), now);
+            let state = &mut self.keys[key];
+            state.open.insert(window.number(), Account::open(window, &state.ring));
+            self.freeze_open(key, now);
+            if self.roster.is_leaving() || !self.limits[self.keys[key].limit].queue.is_empty() {
+                self.keys[key].ring.set_parked(window.number(), true);
+            }
+        }
+        self.keys[key].open.get_mut(&window.number())
+    }
+
+    /// Freezes every open window of a key that may be frozen now and is not.
+    fn freeze_open(&mut self, key: usize, now: Timestamp) {
+        let state = &mut self.keys[key];
+        for account in state.open.values_mut() {
+            let due = account.place.is_none() && now >= account.window.opens() && now < account.window.end();
+            if due && let Some(place) = self.roster.freeze(&state.key, account.window, now) {
+                account.freeze(place, state.key.quota.amount(), &state.ring);
+            }
+        }
+    }
+
+    fn close_old(&mut self, key: usize, now: Timestamp) {
+        let state = &self.keys[key];
+        let open = state.open.values().filter(|account| closes(account.window) > now);
+        let keep = open.map(|account| account.window.number()).min().unwrap_or(u64::MAX);
+        self.close_before(key, keep, now);
+    }
+
+    /// Closes every window of a key before the one with this number: counts it, and what
+    /// nobody could cover in it.
+    fn close_before(&mut self, key: usize, keep: u64, now: Timestamp) {
+        while let Some(entry) = self.keys[key].open.first_entry() {
+            if *entry.key() >= keep || entry.get().window.end() > now {
+                break;
+            }
+            let account = entry.remove();
+            let window = account.window;
+            let state = &mut self.keys[key];
+            let usage = account.close(&state.ring);
+            state.closed.admitted += usage.reserved;
+            state.closed.refunded += usage.refunded;
+            self.indebted.remove(&(key, window.number()));
+            if usage.balance < 0 {
+                self.note_uncovered(key, window, usage.balance.unsigned_abs());
+            }
+        }
+    }
+
+    fn note_uncovered(&mut self, key: usize, window: Window, amount: u64) {
+        let state = &mut self.keys[key];
+        state.closed.uncovered += amount;
+        let limit = Arc::clone(&self.limits[state.limit].name);
+        let unit = state.key.quota.unit();
+        self.note(Note::Uncovered { limit, unit, amount, window });
+    }
+
+    fn note(&mut self, note: Note) {
+        // A reader that never polls must not make the ledger grow.
+        if self.notes.len() >= 1_024 {
+            self.notes.pop_front();
+        }
+        self.notes.push_back(note);
+    }
+
+    fn actor(&mut self, id: ReplicaId) -> Option<Actor> {
+        if let Some(actor) = self.by_actor.get(&id) {
+            return Some(*actor);
+        }
+        if self.actors.len() >= MAX_ACTORS {
+            self.ignored.too_many_replicas += 1;
+            return None;
+        }
+        let actor = Actor(self.actors.len() as u16);
+        self.actors.push(id);
+        self.by_actor.insert(id, actor);
+        Some(actor)
+    }
+
+    fn id_of(&self, actor: Actor) -> ReplicaId {
+        self.actors[usize::from(actor.0)]
+    }
+
+    /// Says whether a peer hears us and we hear it: whom to ask and whom to give to.
+    fn is_reachable(&self, id: ReplicaId, now: Timestamp) -> bool {
+        let Some(peer) = self.peers.get(&id) else { return false };
+        let silence =
+            (self.interval * REACHABLE_TICKS).max(Duration::from_millis(300)) + Duration::from_millis(4 * peer.rtt_ms);
+        now.since(peer.heard) < silence && now.since(peer.echo) < silence * 2 && !self.roster.is_gone(id)
+    }
+}
+
+/// When the last settlement can still reach a window: two windows or ten minutes after
+/// its end, whichever is sooner.
+fn closes(window: Window) -> Timestamp {
+    let length = window.end().since(window.start());
+    window.end().plus((length * 2).min(Duration::from_secs(600)))
+}
+
+fn window_of(state: &KeyState, now: Timestamp) -> Window {
+    state.key.quota.window().window_at(now)
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): the ledger's randomness, from its one seed. It
+/// picks peers and spreads callers; nothing secret depends on it.
+#[derive(Debug)]
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        quota::mix(self.0)
+    }
+
+    /// Returns a number below `bound`, or 0 if that is 0.
+    fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}

@@ -1,0 +1,401 @@
+//! Admission off the hot path: opening windows, parking, serving, refusing.
+//!
+//! Knows the queue of each limit and when a refusal is honest. Must not know how a parked
+//! caller is woken. The invariant it keeps: while a request is parked it holds nothing;
+//! the wallets it waits for carry the parked bit, so that nobody takes past the head of
+//! the queue and everybody who puts something back comes here.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::quota::{Claim, Denied, Obstacle, Standing};
+use super::window::{Timestamp, Window};
+use super::{Ledger, window_of};
+
+/// The most requests parked for one limit: at 20 ms each, more would time out anyway.
+const MAX_PARKED: usize = 64;
+
+/// The name of one parked request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// A request that waits.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    ticket: Ticket,
+    request: Ask,
+    since: Timestamp,
+    deadline: Timestamp,
+}
+
+/// What is asked of a limit, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) claim: Claim,
+    /// How close to a window's end a reservation must fit in both windows.
+    pub(crate) edge_ms: u64,
+    /// How long it may wait; zero means not at all.
+    pub(crate) wait: Duration,
+    /// Counts a refusal, then admits all the same.
+    pub(crate) observe: bool,
+}
+
+/// A decision.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// Reserved at this instant, which names the windows charged.
+    Admitted(Timestamp),
+    /// Waits; [`Ledger::poll_served`] will tell.
+    Parked(Ticket),
+    /// Refused; nothing is charged.
+    Denied(Denied),
+}
+
+impl Ledger {
+    /// Decides a request that the hot path could not admit.
+    pub(crate) fn admit(&mut self, limit: usize, ask: Ask, now: Timestamp) -> Admission {
+        let now = self.advance(now);
+        self.open_for(limit, &ask, now);
+        self.note_size(limit, &ask.claim);
+        let admission = self.decide(limit, ask, now);
+        match admission {
+            Admission::Denied(denied) if ask.observe => {
+                self.limits[limit].observed += 1;
+                drop(denied);
+                self.charge_all(limit, &ask, now);
+                Admission::Admitted(now)
+            }
+            Admission::Denied(denied) => {
+                self.count_refusal(limit, &ask.claim, &denied);
+                Admission::Denied(denied)
+            }
+            admission => admission,
+        }
+    }
+
+    /// Forgets a parked request whose caller has gone. What waits behind it may move up.
+    pub(crate) fn cancel(&mut self, limit: usize, ticket: Ticket, now: Timestamp) {
+        let now = self.advance(now);
+        self.limits[limit].queue.retain(|parked| parked.ticket != ticket);
+        self.serve(limit, now);
+    }
+
+    /// Looks at a limit after something was put back into its wallets, or charged beyond
+    /// what they held.
+    pub(crate) fn settled(&mut self, limit: usize, now: Timestamp) {
+        let now = self.advance(now);
+        for key in self.limits[limit].keys.clone() {
+            let state = &self.keys[key];
+            let indebted = state.open.keys().filter(|number| state.ring.balance(**number) < 0);
+            let indebted: Vec<u64> = indebted.copied().collect();
+            self.indebted.extend(indebted.into_iter().map(|number| (key, number)));
+        }
+        self.serve(limit, now);
+        self.ask_for_debts(now);
+    }
+
+    /// Counts an excess whose window has closed here: nothing can cover it any more.
+    pub(crate) fn settled_late(&mut self, limit: usize, position: usize, at: Timestamp, amount: u64) {
+        let key = self.limits[limit].keys[position];
+        let window = window_of(&self.keys[key], at);
+        self.note_uncovered(key, window, amount);
+    }
+
+    /// Serves parked requests in order, as far as the wallets go.
+    pub(super) fn serve(&mut self, limit: usize, now: Timestamp) {
+        while let Some(head) = self.limits[limit].queue.front() {
+            let (ticket, ask) = (head.ticket, head.request);
+            self.open_for(limit, &ask, now);
+            if !self.take_all(limit, &ask, now) {
+                self.mark_parked(limit);
+                return;
+            }
+            self.limits[limit].queue.pop_front();
+            self.served.push_back((ticket, Admission::Admitted(now)));
+        }
+        if self.waiting.remove(&limit) {
+            self.mark_parked(limit);
+        }
+    }
+
+    /// Refuses parked requests whose time is up.
+    pub(super) fn expire(&mut self, limit: usize, now: Timestamp) {
+        self.refuse_parked(limit, now, |parked| parked.deadline <= now);
+    }
+
+    /// Refuses every parked request.
+    pub(super) fn expire_all(&mut self, limit: usize, now: Timestamp) {
+        self.refuse_parked(limit, now, |_| true);
+    }
+
+    /// When something is due for the parked requests of a limit.
+    pub(super) fn next_deadline(&self, limit: usize) -> Option<Timestamp> {
+        let limit = &self.limits[limit];
+        let deadline = limit.queue.iter().map(|parked| parked.deadline).min()?;
+        // A window that starts meanwhile may serve them.
+        let starts = limit.keys.iter().map(|key| window_of(&self.keys[*key], self.now).end()).min();
+        Some(deadline.min(limit.ask_again).min(starts.unwrap_or(Timestamp::NEVER)))
+    }
+
+    /// How much of one key the parked requests of its limit wait for.
+    pub(super) fn parked_amount(&self, key: usize) -> u64 {
+        let unit = self.keys[key].key.quota.unit();
+        let queue = &self.limits[self.keys[key].limit].queue;
+        queue.iter().fold(0, |sum: u64, parked| sum.saturating_add(parked.request.claim.amount(unit)))
+    }
+
+    /// How long the oldest parked request of a limit has waited, in ms; `None` if nobody
+    /// waits.
+    pub(super) fn waiting_ms(&self, limit: usize, now: Timestamp) -> Option<u32> {
+        let head = self.limits[limit].queue.front()?;
+        Some(now.since(head.since).as_millis().min(u128::from(u32::MAX)) as u32)
+    }
+
+    /// Which windows the parked requests of a key wait for: the running one and, within
+    /// the edge of its end, the next.
+    pub(super) fn parked_windows(&self, key: usize, now: Timestamp) -> (Window, Option<Window>) {
+        let state = &self.keys[key];
+        let window = window_of(state, now);
+        let edge = self.limits[state.limit].queue.iter().map(|parked| parked.request.edge_ms).max().unwrap_or(0);
+        let next = now.plus(Duration::from_millis(edge)) >= window.end();
+        (window, next.then(|| window.next()))
+    }
+
+    /// Sets or clears the parked bit on every open wallet of a limit.
+    pub(super) fn mark_parked(&mut self, limit: usize) {
+        let parked = self.roster.is_leaving() || !self.limits[limit].queue.is_empty();
+        for key in &self.limits[limit].keys {
+            let state = &self.keys[*key];
+            for number in state.open.keys() {
+                state.ring.set_parked(*number, parked);
+            }
+        }
+    }
+
+    /// Returns where one key stands in the window of `now`.
+    pub(super) fn standing_of(&self, key: usize, now: Timestamp) -> Standing {
+        let state = &self.keys[key];
+        let quota = state.key.quota;
+        let window = window_of(state, now);
+        let limit = quota.amount();
+        let (used, balance, reachable) = match state.open.get(&window.number()) {
+            Some(account) => (
+                account.used(&state.ring),
+                state.ring.balance(window.number()),
+                self.reachable_rights(key, window, now),
+            ),
+            None if self.attached => (0, 0, limit),
+            None => (0, if self.roster.is_leaving() { 0 } else { limit as i64 }, 0),
+        };
+        let spendable = balance.max(0) as u64;
+        let margin = limit.saturating_sub(used).saturating_sub(spendable);
+        let margin_reachable = reachable.min(margin);
+        Standing {
+            quota,
+            window_start: window.start(),
+            used,
+            margin_reachable,
+            margin_unreachable: margin - margin_reachable,
+            spendable,
+            debt: balance.min(0).unsigned_abs(),
+            resets_in: window.end().since(now),
+        }
+    }
+
+    fn decide(&mut self, limit: usize, ask: Ask, now: Timestamp) -> Admission {
+        for position in 0..self.limits[limit].keys.len() {
+            let key = self.limits[limit].keys[position];
+            let quota = self.keys[key].key.quota;
+            let requested = ask.claim.amount(quota.unit());
+            if requested > quota.amount() {
+                let standing = Box::new(self.standing_of(key, now));
+                return Admission::Denied(Denied::TooLarge { by: quota, standing, requested });
+            }
+        }
+        let leaving = self.roster.is_leaving();
+        if !leaving && self.limits[limit].queue.is_empty() && self.take_all(limit, &ask, now) {
+            return Admission::Admitted(now);
+        }
+        let short = self.short_of(limit, &ask, now);
+        let hopeless = short.is_some_and(|key| self.is_hopeless(key, &ask, now));
+        let full = self.limits[limit].queue.len() >= MAX_PARKED;
+        if leaving || !self.attached || ask.wait.is_zero() || hopeless || full {
+            let key = short.unwrap_or(self.limits[limit].keys[0]);
+            return Admission::Denied(self.refusal(key, ask.claim.amount(self.keys[key].key.quota.unit()), now));
+        }
+        self.park(limit, ask, now)
+    }
+
+    fn park(&mut self, limit: usize, request: Ask, now: Timestamp) -> Admission {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let deadline = now.plus(request.wait.max(Duration::from_millis(1)));
+        let queue = &mut self.limits[limit].queue;
+        queue.push_back(Parked { ticket, request, since: now, deadline });
+        let alone = queue.len() == 1;
+        self.waiting.insert(limit);
+        if alone {
+            // Enqueue, mark, take again: whatever was put back before the mark is seen
+            // here, whatever is put back after it comes here.
+            self.mark_parked(limit);
+            self.serve(limit, now);
+            if let Some(place) = self.served.iter().position(|(served, _)| *served == ticket) {
+                let served = self.served.remove(place);
+                return served.expect("found above").1;
+            }
+        }
+        self.ask_for_parked(limit, now);
+        Admission::Parked(ticket)
+    }
+
+    fn refuse_parked(&mut self, limit: usize, now: Timestamp, refuse: impl Fn(&Parked) -> bool) {
+        let mut place = 0;
+        let mut any = false;
+        while let Some(parked) = self.limits[limit].queue.get(place) {
+            if !refuse(parked) {
+                place += 1;
+                continue;
+            }
+            let parked = self.limits[limit].queue.remove(place).expect("its place was just read");
+            any = true;
+            let key = self.short_of(limit, &parked.request, now).unwrap_or(self.limits[limit].keys[0]);
+            let amount = parked.request.claim.amount(self.keys[key].key.quota.unit());
+            let denied = self.refusal(key, amount, now);
+            let admission = if parked.request.observe {
+                self.limits[limit].observed += 1;
+                self.charge_all(limit, &parked.request, now);
+                Admission::Admitted(now)
+            } else {
+                self.count_refusal(limit, &parked.request.claim, &denied);
+                Admission::Denied(denied)
+            };
+            self.served.push_back((parked.ticket, admission));
+        }
+        if any {
+            self.serve(limit, now);
+        }
+    }
+
+    /// Opens the windows a request is charged to.
+    fn open_for(&mut self, limit: usize, ask: &Ask, now: Timestamp) {
+        for position in 0..self.limits[limit].keys.len() {
+            let key = self.limits[limit].keys[position];
+            let window = window_of(&self.keys[key], now);
+            if let Some(account) = self.open(key, window, now) {
+                account.touched = true;
+            }
+            if now.unix_ms() + ask.edge_ms >= window.end().unix_ms() {
+                self.open(key, window.next(), now);
+            }
+        }
+    }
+
+    /// Takes every claim of a request or none.
+    fn take_all(&self, limit: usize, ask: &Ask, now: Timestamp) -> bool {
+        let charges = || self.charges(limit, ask, now);
+        for (done, (key, number, amount)) in charges().enumerate() {
+            if self.keys[key].ring.take_past_parked(number, amount).is_err() {
+                for (key, number, amount) in charges().take(done) {
+                    self.keys[key].ring.refund(number, amount);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Charges every claim, covered or not.
+    fn charge_all(&self, limit: usize, ask: &Ask, now: Timestamp) {
+        for (key, number, amount) in self.charges(limit, ask, now) {
+            self.keys[key].ring.charge(number, amount);
+        }
+    }
+
+    /// Which amounts a request is charged in which windows.
+    fn charges(&self, limit: usize, ask: &Ask, now: Timestamp) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+        let ask = *ask;
+        self.limits[limit].keys.iter().flat_map(move |key| {
+            let state = &self.keys[*key];
+            let window = window_of(state, now);
+            let amount = ask.claim.amount(state.key.quota.unit());
+            let edge = now.unix_ms() + ask.edge_ms >= window.end().unix_ms();
+            let windows = if amount == 0 { 0 } else { 1 + u64::from(edge) };
+            (0..windows).map(move |ahead| (*key, window.number() + ahead, amount))
+        })
+    }
+
+    /// Returns the first key that does not cover its part of a request.
+    fn short_of(&self, limit: usize, ask: &Ask, now: Timestamp) -> Option<usize> {
+        self.charges(limit, ask, now)
+            .find(|(key, number, amount)| self.keys[*key].ring.balance(*number) < *amount as i64)
+            .map(|(key, ..)| key)
+    }
+
+    /// A request larger than twice what this replica and its reachable peers can spend is
+    /// not worth a wait (algorithm.md 3.4, the measured form).
+    fn is_hopeless(&self, key: usize, ask: &Ask, now: Timestamp) -> bool {
+        let state = &self.keys[key];
+        let window = window_of(state, now);
+        let own = state.ring.balance(window.number()).max(0) as u64;
+        let amount = ask.claim.amount(state.key.quota.unit());
+        own.saturating_add(self.reachable_rights(key, window, now)) < amount.div_ceil(2)
+    }
+
+    fn refusal(&mut self, key: usize, amount: u64, now: Timestamp) -> Denied {
+        let standing = self.standing_of(key, now);
+        let by = standing.quota;
+        let retry_after = self.retry_after(key, &standing, amount);
+        let in_time = standing.spendable + standing.margin_reachable;
+        let why = if self.roster.is_leaving() {
+            Some(Obstacle::Leaving)
+        } else if standing.remaining() < amount || in_time >= amount || !self.attached {
+            None
+        } else if self.roster.first().is_none() {
+            Some(Obstacle::NotJoined)
+        } else {
+            self.roster.peers().any(|(id, _)| !self.is_reachable(id, now)).then_some(Obstacle::PeersSilent)
+        };
+        let standing = Box::new(standing);
+        match why {
+            Some(why) => Denied::Unreachable { by, standing, retry_after, why },
+            None => Denied::Exhausted { by, standing, retry_after },
+        }
+    }
+
+    /// The earliest moment at which the request can be expected to fit, plus a spread
+    /// (algorithm.md 0.6).
+    fn retry_after(&mut self, key: usize, standing: &Standing, amount: u64) -> Duration {
+        let window = standing.quota.window().duration();
+        // What peers hold can be fetched within a few round trips.
+        let soon = standing.spendable + standing.margin_reachable >= amount;
+        let earliest = if soon { Duration::from_millis(100).min(window) } else { standing.resets_in };
+        // Everybody refused comes back for the same window: over the time their backlog
+        // needs at the limit's rate, but at most a tenth of the window.
+        let backlog = u128::from(self.keys[key].demand) * standing.resets_in.as_millis() / 1_000;
+        let backlog_ms = backlog * window.as_millis() / u128::from(standing.quota.amount());
+        let spread_ms = (window.as_millis() / 10).min(backlog_ms) as u64;
+        earliest + Duration::from_millis(self.random.below(spread_ms + 1))
+    }
+
+    fn count_refusal(&mut self, limit: usize, claim: &Claim, denied: &Denied) {
+        *self.limits[limit].refused.entry(denied.reason()).or_default() += 1;
+        for key in &self.limits[limit].keys {
+            let state = &self.keys[*key];
+            state.ring.refused.fetch_add(claim.amount(state.key.quota.unit()), Ordering::Relaxed);
+        }
+    }
+
+    /// Learns the size of requests from those that come this way.
+    fn note_size(&mut self, limit: usize, claim: &Claim) {
+        for position in 0..self.limits[limit].keys.len() {
+            let key = self.limits[limit].keys[position];
+            let state = &mut self.keys[key];
+            let amount = claim.amount(state.key.quota.unit());
+            if amount > 0 {
+                let typical =
+                    if state.typical == 0 { amount } else { (state.typical * 15).saturating_add(amount) / 16 };
+                state.typical = typical.max(1);
+            }
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! What is limited, what is asked for, and what is answered.
+//!
+//! Knows the words of the domain and parses them once: no zero quota, no unknown
+//! unit can be built. Must not know how a decision is reached.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use super::window::{Timestamp, WindowLength};
+
+/// What a quota counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Unit {
+    /// Prompt and output tokens together.
+    Tokens = 0,
+    /// Requests.
+    Requests = 1,
+    /// Prompt tokens.
+    InputTokens = 2,
+    /// Output tokens.
+    OutputTokens = 3,
+}
+
+impl Unit {
+    /// Every unit, in the order of their names on the wire.
+    pub const ALL: [Self; 4] = [Self::Tokens, Self::Requests, Self::InputTokens, Self::OutputTokens];
+
+    /// Returns the name used in config, metrics and headers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::Requests => "requests",
+            Self::InputTokens => "input_tokens",
+            Self::OutputTokens => "output_tokens",
+        }
+    }
+
+    /// Returns the unit with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|unit| unit.name() == name)
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a quota's windows follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum WindowKind {
+    /// Windows of equal length, aligned to the Unix epoch.
+    Fixed = 0,
+}
+
+/// An amount of a unit per window.
+///
+/// A quota of zero cannot be built. The quota *is* its version: two replicas that
+/// configure another amount for one limit hold two different [`Key`]s and never spend
+/// one another's rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Quota {
+    unit: Unit,
+    amount: NonZeroU64,
+    window: WindowLength,
+    kind: WindowKind,
+}
+
+impl Quota {
+    /// The largest amount: 2^41, about 2.2 trillion, half of what a wallet can hold.
+    pub const MAX_AMOUNT: u64 = 1 << 41;
+
+    /// Starts a quota of tokens, prompt and output together.
+    ///
+    /// ```
+    /// use quotum::Quota;
+    /// let quota = Quota::tokens(100_000).per_minute();
+    /// assert_eq!(quota.amount(), 100_000);
+    /// ```
+    pub const fn tokens(amount: u64) -> QuotaAmount {
+        QuotaAmount { unit: Unit::Tokens, amount }
+    }
+
+    /// Starts a quota of requests.
+    pub const fn requests(amount: u64) -> QuotaAmount {
+        QuotaAmount { unit: Unit::Requests, amount }
+    }
+
+    /// Starts a quota of prompt tokens.
+    pub const fn input_tokens(amount: u64) -> QuotaAmount {
+        QuotaAmount { unit: Unit::InputTokens, amount }
+    }
+
+    /// Starts a quota of output tokens.
+    pub const fn output_tokens(amount: u64) -> QuotaAmount {
+        QuotaAmount { unit: Unit::OutputTokens, amount }
+    }
+
+    /// Returns the quota that config or the wire describes.
+    ///
+    /// # Errors
+    /// Says which of the parts is out of range; nothing was built.
+    pub fn new(unit: Unit, amount: u64, window: Duration) -> Result<Self, QuotaError> {
+        let amount = NonZeroU64::new(amount).ok_or(QuotaError::ZeroAmount)?;
+        if amount.get() > Self::MAX_AMOUNT {
+            return Err(QuotaError::AmountTooLarge(amount.get()));
+        }
+        let window = WindowLength::new(window).ok_or(QuotaError::Window(window))?;
+        Ok(Self { unit, amount, window, kind: WindowKind::Fixed })
+    }
+
+    /// Returns what is counted.
+    pub const fn unit(self) -> Unit {
+        self.unit
+    }
+
+    /// Returns the limit of one window, in units.
+    pub const fn amount(self) -> u64 {
+        self.amount.get()
+    }
+
+    /// Returns the length of a window.
+    pub const fn window(self) -> WindowLength {
+        self.window
+    }
+
+    /// Returns how windows follow one another.
+    pub const fn kind(self) -> WindowKind {
+        self.kind
+    }
+
+    /// Returns the hash of all parts: the version as logs and /status show it.
+    pub fn version(self) -> u64 {
+        let mut hash = StableHash::new();
+        hash.write_u64(self.unit as u64);
+        hash.write_u64(self.amount.get());
+        hash.write_u64(self.window.ms().get());
+        hash.write_u64(self.kind as u64);
+        hash.finish()
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} per {:?}", self.amount, self.unit, self.window)
+    }
+}
+
+/// A quota that still wants its window.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a quota needs a window: call per_minute() or per()"]
+pub struct QuotaAmount {
+    unit: Unit,
+    amount: u64,
+}
+
+impl QuotaAmount {
+    /// Returns the quota per second.
+    ///
+    /// # Panics
+    /// As [`QuotaAmount::per`].
+    pub fn per_second(self) -> Quota {
+        self.per(WindowLength::SECOND.duration())
+    }
+
+    /// Returns the quota per minute.
+    ///
+    /// # Panics
+    /// As [`QuotaAmount::per`].
+    pub fn per_minute(self) -> Quota {
+        self.per(WindowLength::MINUTE.duration())
+    }
+
+    /// Returns the quota per window of this length.
+    ///
+    /// # Panics
+    /// If the amount is zero or over [`Quota::MAX_AMOUNT`], or the window is under
+    /// 1 ms or over 366 days: a mistake of the program. Input from outside goes
+    /// through [`Quota::new`].
+    pub fn per(self, window: Duration) -> Quota {
+        Quota::new(self.unit, self.amount, window).expect("a quota written in code is in range")
+    }
+}
+
+/// Why a quota could not be built. Whoever wrote the quota can mend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuotaError {
+    /// The amount is zero: it would refuse everything.
+    #[error("the amount is 0; a limit must let something through")]
+    ZeroAmount,
+    /// The amount does not fit a wallet.
+    #[error("the amount {0} is over the largest, {max}", max = Quota::MAX_AMOUNT)]
+    AmountTooLarge(u64),
+    /// The window has no usable length.
+    #[error("the window {0:?} is not a whole number of milliseconds between 1 ms and 366 days")]
+    Window(Duration),
+}
+
+/// The name of a limit on the wire: a stable hash of the deployment's id or, where
+/// several deployments share one provider quota, of their `limit_id`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LimitId(u64);
+
+impl LimitId {
+    /// Returns the id of the limit with this name.
+    pub fn of(name: &str) -> Self {
+        let mut hash = StableHash::new();
+        hash.write(name.as_bytes());
+        Self(hash.finish())
+    }
+
+    /// Returns the id with this hash, as the wire carries it.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Returns the hash.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for LimitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "limit-{:016x}", self.0)
+    }
+}
+
+/// One quota of one limit: what rights are rights *to*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Which limit.
+    pub limit: LimitId,
+    /// Which quota of it, and in which version.
+    pub quota: Quota,
+}
+
+/// What one request asks for, in every unit at once.
+///
+/// A quota takes the part of its own unit. The request itself is counted: `requests`
+/// is 1 unless set otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    amounts: [u64; 4],
+}
+
+impl Claim {
+    /// Returns a claim of one request and this many tokens.
+    pub const fn tokens(tokens: u64) -> Self {
+        Self { amounts: [tokens, 1, 0, 0] }
+    }
+
+    /// Returns a claim of one request with these prompt and output tokens; `tokens`
+    /// is their sum.
+    pub const fn prompt_and_output(prompt: u64, output: u64) -> Self {
+        Self { amounts: [prompt.saturating_add(output), 1, prompt, output] }
+    }
+
+    /// Returns the claim with this amount of one unit.
+    pub const fn with(mut self, unit: Unit, amount: u64) -> Self {
+        self.amounts[unit as usize] = amount;
+        self
+    }
+
+    /// Returns the amount of one unit.
+    pub const fn amount(&self, unit: Unit) -> u64 {
+        self.amounts[unit as usize]
+    }
+}
+
+/// Whether a limit refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Never a token reserved beyond the limit.
+    #[default]
+    Strict,
+    /// Decides and counts, never refuses: for trying a limit out.
+    Observe,
+}
+
+/// Where one quota stands in one window, as this replica knows it.
+///
+/// `limit = used + margin_reachable + margin_unreachable + spendable`, unless debt or
+/// news under way make the known use larger than the limit's rest; the margin is what
+/// cannot be spent *here now*: what peers hold, what is under way, what is out of reach
+/// until the window ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The quota, with its limit.
+    pub quota: Quota,
+    /// Start of the window spoken of.
+    pub window_start: Timestamp,
+    /// Reserved and not refunded in this window, over all replicas, as known here.
+    pub used: u64,
+    /// Held by peers that answer: rights requests can fetch it.
+    pub margin_reachable: u64,
+    /// Held by replicas that do not answer, or under way, or held by nobody until the
+    /// next window.
+    pub margin_unreachable: u64,
+    /// What this replica may spend without asking anybody.
+    pub spendable: u64,
+    /// What settlements charged here beyond what this replica held, and peers' rights
+    /// have not covered yet.
+    pub debt: u64,
+    /// How long until the window ends.
+    pub resets_in: Duration,
+}
+
+impl Standing {
+    /// Returns what the fleet can still spend in this window as far as this replica can
+    /// know: `limit - used`.
+    pub const fn remaining(&self) -> u64 {
+        self.quota.amount().saturating_sub(self.used)
+    }
+}
+
+/// A refusal: a decision, not a failure. Nothing was charged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Denied {
+    /// The window's budget is spent, or too small for this request: later.
+    #[error("{by} is spent: {used} used, {spendable} spendable here; try again in {retry_after:?}",
+        used = standing.used, spendable = standing.spendable)]
+    Exhausted {
+        /// The quota that refused.
+        by: Quota,
+        /// Where it stood.
+        standing: Box<Standing>,
+        /// The earliest moment at which the request can be expected to fit, with a
+        /// spread so that refused callers do not return together.
+        retry_after: Duration,
+    },
+    /// The request is larger than the whole limit: never.
+    #[error("{requested} {unit} asked for is more than the whole limit, {by}: it can never be admitted",
+        unit = by.unit())]
+    TooLarge {
+        /// The quota that refused.
+        by: Quota,
+        /// Where it stood.
+        standing: Box<Standing>,
+        /// What was asked for.
+        requested: u64,
+    },
+    /// The fleet has the budget, but this replica can neither spend nor fetch it now.
+    #[error("{by} has budget left that this replica cannot reach ({why}); try again in {retry_after:?}")]
+    Unreachable {
+        /// The quota that refused.
+        by: Quota,
+        /// Where it stood.
+        standing: Box<Standing>,
+        /// When to try again.
+        retry_after: Duration,
+        /// What is in the way.
+        why: Obstacle,
+    },
+}
+
+impl Denied {
+    /// Returns the quota that refused.
+    pub const fn by(&self) -> Quota {
+        match self {
+            Self::Exhausted { by, .. } | Self::TooLarge { by, .. } | Self::Unreachable { by, .. } => *by,
+        }
+    }
+
+    /// Returns where that quota stood.
+    pub fn standing(&self) -> &Standing {
+        match self {
+            Self::Exhausted { standing, .. } | Self::TooLarge { standing, .. } | Self::Unreachable { standing, .. } => {
+                standing
+            }
+        }
+    }
+
+    /// Returns when to try again; `None` means never.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Exhausted { retry_after, .. } | Self::Unreachable { retry_after, .. } => Some(*retry_after),
+            Self::TooLarge { .. } => None,
+        }
+    }
+
+    /// Returns the refusal's name in `quotum_refused_total{reason}`.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Exhausted { .. } => "exhausted",
+            Self::TooLarge { .. } => "too_large",
+            Self::Unreachable { .. } => "unreachable",
+        }
+    }
+}
+
+/// What keeps a replica from budget that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// It has not joined yet: the roster names whom it waits for.
+    NotJoined,
+    /// It is leaving and admits nothing more.
+    Leaving,
+    /// The replicas that hold the rest do not answer.
+    PeersSilent,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotJoined => "it has not joined the fleet yet",
+            Self::Leaving => "it is shutting down",
+            Self::PeersSilent => "the replicas that hold the rest do not answer",
+        })
+    }
+}
+
+/// A 64-bit hash that is the same on every machine, version and toolchain, because
+/// replicas must agree on it: FNV-1a with the finalizer of SplitMix64 (Steele, Lea,
+/// Flood 2014), which spreads FNV's weak high bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StableHash(u64);
+
+impl StableHash {
+    pub(crate) const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    pub(crate) fn write_u64(&mut self, value: u64) {
+        self.write(&value.to_le_bytes());
+    }
+
+    pub(crate) const fn finish(self) -> u64 {
+        mix(self.0)
+    }
+}
+
+/// The finalizer of SplitMix64: a bijection that makes neighbours unrelated.
+pub(crate) const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_of_zero_cannot_be_built() {
+        assert_eq!(Quota::new(Unit::Tokens, 0, Duration::from_secs(60)), Err(QuotaError::ZeroAmount));
+    }
+
+    #[test]
+    fn another_amount_is_another_version() {
+        let minute = Quota::tokens(100).per_minute();
+        assert_ne!(minute.version(), Quota::tokens(101).per_minute().version());
+        assert_ne!(minute.version(), Quota::requests(100).per_minute().version());
+    }
+
+    #[test]
+    fn the_hash_of_a_name_never_changes() {
+        // A golden value: replicas of different releases must agree.
+        assert_eq!(LimitId::of("gpt-4o-eastus").bits(), LimitId::of("gpt-4o-eastus").bits());
+        assert_eq!(StableHash::new().finish(), mix(0xcbf2_9ce4_8422_2325));
+    }
+}

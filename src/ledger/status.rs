@@ -1,0 +1,183 @@
+//! The ledger as an operator sees it.
+//!
+//! Knows how to describe. Must not change anything. The invariant it keeps: what it shows
+//! is read at one instant, under the ledger's lock.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::message::ReplicaId;
+use super::quota::{Quota, Standing, Unit};
+use super::roster::{Blocked, Directory};
+use super::window::Timestamp;
+use super::{Ignored, Ledger};
+
+/// Amounts of one key since this replica started, in units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reserved here.
+    pub admitted: u64,
+    /// Refunded here.
+    pub refunded: u64,
+    /// Used beyond all rights left in its window.
+    pub uncovered: u64,
+}
+
+/// The cluster as one replica sees it.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// Its node name.
+    pub node: String,
+    /// Its advertised address; `None` if it is alone.
+    pub addr: Option<SocketAddr>,
+    /// Whether it may take traffic.
+    pub ready: bool,
+    /// From which window start on it takes shares; `None` until it has joined.
+    pub joined: Option<Timestamp>,
+    /// Whether it owns a share of every window that runs now.
+    pub has_share: bool,
+    /// Whether it is leaving.
+    pub leaving: bool,
+    /// Who keeps it from its share, or costs it a part, and what resolves it.
+    pub blocked: Vec<Blocked>,
+    /// Every other replica it remembers.
+    pub peers: Vec<PeerStatus>,
+    /// Every limit it holds.
+    pub limits: Vec<LimitStatus>,
+    /// Messages that changed nothing, by reason.
+    pub ignored: Ignored,
+}
+
+/// A peer as one replica sees it.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Which.
+    pub id: ReplicaId,
+    /// Its node name.
+    pub node: String,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Whether both hear one another.
+    pub reachable: bool,
+    /// How long ago it was last heard directly; `None` if never.
+    pub staleness: Option<Duration>,
+    /// Its clock minus ours, in milliseconds.
+    pub skew_ms: Option<i64>,
+    /// From which window start on it takes no share.
+    pub gone: Option<Timestamp>,
+}
+
+/// A limit as one replica sees it.
+#[derive(Clone, Debug)]
+pub struct LimitStatus {
+    /// The deployment's id or the `limit_id`.
+    pub name: String,
+    /// Each quota's standing in the running window, with its counters.
+    pub quotas: Vec<(Standing, Counters)>,
+    /// Requests parked now.
+    pub parked: usize,
+    /// Refused requests by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Requests that `observe` let through.
+    pub observed: u64,
+    /// Peers that enforce another quota for this limit.
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// A peer's other idea of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Who.
+    pub peer: ReplicaId,
+    /// What it enforces.
+    pub theirs: Quota,
+}
+
+impl Ledger {
+    /// Returns everything there is to see.
+    pub fn status(&self, now: Timestamp) -> Status {
+        let now = self.now.max(now);
+        let slot = self.roster.slot();
+        let attached = self.roster.directory() != Directory::Alone;
+        Status {
+            replica: self.roster.me(),
+            node: slot.node.to_string(),
+            addr: attached.then_some(slot.addr),
+            ready: self.is_ready(now),
+            joined: self.roster.first(),
+            has_share: self.has_share(now),
+            leaving: self.roster.is_leaving(),
+            blocked: self.roster.blocked(),
+            peers: self
+                .roster
+                .everybody()
+                .map(|(id, slot, gone)| {
+                    let peer = self.peers.get(&id);
+                    PeerStatus {
+                        id,
+                        node: slot.node.to_string(),
+                        addr: slot.addr,
+                        reachable: self.is_reachable(id, now),
+                        staleness: peer.map(|peer| now.since(peer.heard)),
+                        skew_ms: peer.map(|peer| peer.skew_ms),
+                        gone,
+                    }
+                })
+                .collect(),
+            limits: (0..self.limits.len()).map(|limit| self.limit_status(limit, now)).collect(),
+            ignored: self.ignored,
+        }
+    }
+
+    /// Returns where each quota of a limit stands in the window of `now`, in key order.
+    pub fn standings(&self, limit: &str, now: Timestamp) -> Vec<Standing> {
+        let now = self.now.max(now);
+        let id = super::LimitId::of(limit);
+        let Some(&limit) = self.by_limit.get(&id) else { return Vec::new() };
+        self.limits[limit].keys.iter().map(|key| self.standing_of(*key, now)).collect()
+    }
+
+    /// Returns the counters of this replica for one quota in the open windows: window
+    /// start, reserved, refunded, rights. For an oracle outside.
+    pub fn open_windows(&self, limit: &str, unit: Unit) -> Vec<(Timestamp, u64, u64, u64)> {
+        let Some(&limit) = self.by_limit.get(&super::LimitId::of(limit)) else { return Vec::new() };
+        let keys = self.limits[limit].keys.iter().map(|key| &self.keys[*key]);
+        keys.filter(|state| state.key.quota.unit() == unit)
+            .flat_map(|state| {
+                state.open.values().map(|account| {
+                    let usage = account.usage(&state.ring);
+                    (account.window.start(), usage.reserved, usage.refunded, account.rights())
+                })
+            })
+            .collect()
+    }
+
+    fn limit_status(&self, limit: usize, now: Timestamp) -> LimitStatus {
+        let limit = &self.limits[limit];
+        let quotas = limit.keys.iter().map(|key| {
+            let state = &self.keys[*key];
+            let mut counters = state.closed;
+            for account in state.open.values() {
+                let usage = account.usage(&state.ring);
+                counters.admitted += usage.reserved;
+                counters.refunded += usage.refunded;
+            }
+            (self.standing_of(*key, now), counters)
+        });
+        LimitStatus {
+            name: limit.name.to_string(),
+            quotas: quotas.collect(),
+            parked: limit.queue.len(),
+            refused: limit.refused.clone(),
+            observed: limit.observed,
+            mismatches: limit
+                .mismatches
+                .iter()
+                .map(|(peer, theirs)| Mismatch { peer: *peer, theirs: *theirs })
+                .collect(),
+        }
+    }
+}
