@@ -177,6 +177,15 @@ struct Entry {
 #[derive(Clone, Copy, Debug, Default)]
 struct Placeholder {
     absent_since: Option<Timestamp>,
+    /// From which nominal start on nobody there takes a share: it was forgotten, or the
+    /// name lacks it and nobody has answered.
+    gone: Option<Timestamp>,
+}
+
+impl Placeholder {
+    fn counts_in(&self, start: Timestamp) -> bool {
+        self.gone.is_none_or(|gone| gone > start)
+    }
 }
 
 /// The roster of one replica.
@@ -308,7 +317,7 @@ impl Roster {
 
     /// Returns listed addresses at which nobody has answered yet.
     pub(crate) fn unresolved(&self) -> impl Iterator<Item = SocketAddr> {
-        self.placeholders.keys().copied()
+        self.placeholders.iter().filter(|(_, placeholder)| placeholder.gone.is_none()).map(|(address, _)| *address)
     }
 
     /// Returns whether `id` has not read my latest message, or not answered at all.
@@ -336,7 +345,7 @@ impl Roster {
                 resolve: "check that the headless name or the seeds contain this replica's advertise address".into(),
             });
         }
-        for address in self.placeholders.keys() {
+        for address in self.unresolved() {
             blocked.push(Blocked {
                 who: address.to_string(),
                 why: "listed, but no replica has ever answered there".into(),
@@ -393,6 +402,7 @@ impl Roster {
             self.expect_listed(addresses);
         }
         if self.settings.directory == Directory::Name {
+            self.look_again(addresses, now);
             self.prove_absence(addresses, now);
         }
     }
@@ -489,8 +499,9 @@ impl Roster {
                 rank += u64::from((order(id.bits(), key, window), *id) < (mine, self.me));
             }
         }
-        replicas += self.placeholders.len() as u64;
-        let ranked = self.placeholders.is_empty() && self.silent_ids.is_empty() && start >= self.ranked_from;
+        let silent = self.placeholders.values().filter(|placeholder| placeholder.counts_in(start)).count() as u64;
+        replicas += silent;
+        let ranked = silent == 0 && self.silent_ids.is_empty() && start >= self.ranked_from;
         Some(Place { replicas, rank: ranked.then_some(rank) })
     }
 
@@ -515,15 +526,15 @@ impl Roster {
                 return Err(ForgetError::Unknown(target.to_owned()));
             }
             self.declare_gone(id, safe_floor(now), Proof::Forgotten);
+            // Whoever was listed there and never answered is what the operator means.
+            let address = self.members[&id].slot.addr;
+            self.dismiss(address, now);
             return Ok(id.to_string());
         }
         let address: SocketAddr = target.parse().map_err(|_| ForgetError::NotATarget(target.to_owned()))?;
-        if self.placeholders.remove(&address).is_none() {
+        if !self.dismiss(address, now) {
             return Err(ForgetError::Unknown(target.to_owned()));
         }
-        self.silent_addresses.retain(|silent| *silent != address);
-        self.changed();
-        self.settle_silence();
         Ok(address.to_string())
     }
 
@@ -691,6 +702,38 @@ impl Roster {
         }
     }
 
+    /// A newer answer is a look as good as the first, if the floor is read with it. It is
+    /// trusted only where two sources agree: the name no longer lists the address, and the
+    /// replica known to have run there is gone. So a pod that left while this one started
+    /// does not hold it up.
+    fn look_again(&mut self, addresses: &[SocketAddr], now: Timestamp) {
+        if self.first.is_some() {
+            return;
+        }
+        let left: Vec<SocketAddr> = self
+            .unresolved()
+            .filter(|address| {
+                let mut there = self.members.values().filter(|entry| entry.slot.addr == *address).peekable();
+                !addresses.contains(address) && there.peek().is_some() && there.all(|entry| entry.gone.is_some())
+            })
+            .collect();
+        for address in left {
+            self.dismiss(address, now);
+        }
+    }
+
+    /// Nobody will answer at this address any more. Whoever ran there may have frozen
+    /// windows up to now, as with a proven death. Returns whether somebody was expected.
+    fn dismiss(&mut self, address: SocketAddr, now: Timestamp) -> bool {
+        let Some(placeholder) = self.placeholders.get_mut(&address).filter(|placeholder| placeholder.gone.is_none())
+        else {
+            return false;
+        };
+        placeholder.gone = Some(safe_floor(now));
+        self.changed();
+        true
+    }
+
     /// The id that answers at a listed address takes the placeholder's place.
     fn resolve_placeholders(&mut self) {
         if self.placeholders.is_empty() {
@@ -742,17 +785,16 @@ impl Roster {
             self.declare_gone(id, safe_floor(now), Proof::Absent);
         }
         let absent_for = self.settings.absent_for;
-        let before = self.placeholders.len();
-        self.placeholders.retain(|address, placeholder| {
+        let mut absent = Vec::new();
+        for (address, placeholder) in &mut self.placeholders {
             if addresses.contains(address) {
                 placeholder.absent_since = None;
-                return true;
+            } else if now.since(*placeholder.absent_since.get_or_insert(now)) >= absent_for {
+                absent.push(*address);
             }
-            now.since(*placeholder.absent_since.get_or_insert(now)) < absent_for
-        });
-        if self.placeholders.len() != before {
-            self.silent_addresses.retain(|address| self.placeholders.contains_key(address));
-            self.settle_silence();
+        }
+        for address in absent {
+            self.dismiss(address, now);
         }
     }
 
@@ -766,11 +808,12 @@ impl Roster {
             .filter(|(_, entry)| entry.ack.is_none() && entry.gone.is_none())
             .map(|(id, _)| *id)
             .collect();
-        let complete = missing.is_empty() && self.placeholders.is_empty() && self.unlisted().is_empty();
+        let complete = missing.is_empty() && self.unresolved().next().is_none() && self.unlisted().is_empty();
         if complete {
             // Everybody listed answered for itself and nobody has died: the fleet is
             // cold, or the answers name windows that start later anyway.
             let admitted = self.settings.first_window == FirstWindow::Admit
+                && self.placeholders.is_empty()
                 && self.members.values().all(|entry| entry.ack.is_some() && entry.gone.is_none());
             if admitted {
                 self.floor = running;
@@ -788,13 +831,14 @@ impl Roster {
                 silent: missing
                     .iter()
                     .map(ToString::to_string)
-                    .chain(self.placeholders.keys().map(ToString::to_string))
+                    .chain(self.unresolved().map(|address| address.to_string()))
                     .collect(),
             });
             self.silent_ids = missing;
-            self.silent_addresses = self.placeholders.keys().copied().collect();
+            self.silent_addresses = self.unresolved().collect();
         }
-        let known = self.members.values().flat_map(|entry| [entry.ack, entry.gone]).flatten();
+        let dismissed = self.placeholders.values().filter_map(|placeholder| placeholder.gone);
+        let known = self.members.values().flat_map(|entry| [entry.ack, entry.gone]).flatten().chain(dismissed);
         let first = known.fold(self.floor.max(self.unfrozen()), Timestamp::max);
         self.first = Some(first);
         self.notes.push(RosterNote::Joined { first });
@@ -838,6 +882,7 @@ impl Roster {
     }
 
     fn collect_garbage(&mut self, longest: Duration, now: Timestamp) {
+        self.placeholders.retain(|_, placeholder| placeholder.gone.is_none_or(|gone| gone.plus(longest) > now));
         let keep = longest + REMEMBER_GONE;
         let expired = |entry: &Entry| entry.gone.is_some_and(|gone| gone.plus(keep) <= now);
         if !self.members.values().any(expired) {
