@@ -47,8 +47,8 @@ impl Ledger {
                 }
             }
         }
-        let again = self.keys.iter().map(|state| state.limit).zip(0..).filter(|(of, _)| *of == limit);
-        let rtt = again.map(|(_, key)| self.slowest_asked(key, now)).max().unwrap_or_default();
+        let keys = &self.limits[limit].keys;
+        let rtt = keys.iter().map(|key| self.slowest_asked(*key, now)).max().unwrap_or_default();
         self.limits[limit].ask_again = now.plus(rtt.max(Duration::from_millis(2)));
     }
 
@@ -73,7 +73,7 @@ impl Ledger {
         if !self.attached || self.roster.is_leaving() {
             return;
         }
-        for key in 0..self.keys.len() {
+        for key in self.active.clone() {
             let state = &self.keys[key];
             let window = window_of(state, now);
             let balance = state.ring.balance(window.number());
@@ -146,7 +146,7 @@ impl Ledger {
 
     /// Gives everything away, to the peers with the most demand.
     pub(super) fn hand_over(&mut self, now: Timestamp) {
-        for key in 0..self.keys.len() {
+        for key in self.active.clone() {
             let windows: Vec<Window> = self.keys[key].open.values().map(|account| account.window).collect();
             for window in windows.into_iter().filter(|window| window.end() > now) {
                 let balance = self.keys[key].ring.balance(window.number());
@@ -190,7 +190,7 @@ impl Ledger {
         if !self.roster.peers().any(|(id, _)| self.is_reachable(id, now)) {
             return true;
         }
-        let handed_over = self.keys.iter().all(|state| {
+        let handed_over = self.active.iter().map(|key| &self.keys[*key]).all(|state| {
             state.open.iter().all(|(number, account)| {
                 account.repeat == 0 && (account.window.end() <= now || state.ring.balance(*number) <= 0)
             })

@@ -79,6 +79,10 @@ pub struct Ledger {
     by_limit: BTreeMap<LimitId, usize>,
     keys: Vec<KeyState>,
     by_key: BTreeMap<Key, usize>,
+    /// Keys with an open window: a tick costs nothing for the others.
+    active: BTreeSet<usize>,
+    /// The longest window of any key.
+    longest: Duration,
     actors: Vec<ReplicaId>,
     by_actor: BTreeMap<ReplicaId, Actor>,
     peers: BTreeMap<ReplicaId, Peer>,
@@ -210,6 +214,8 @@ impl Ledger {
             by_limit: BTreeMap::new(),
             keys: Vec::new(),
             by_key: BTreeMap::new(),
+            active: BTreeSet::new(),
+            longest: Duration::ZERO,
             actors: vec![me],
             by_actor: BTreeMap::from([(me, Actor::ME)]),
             peers: BTreeMap::new(),
@@ -319,7 +325,8 @@ impl Ledger {
         self.actors[0] = me;
         self.by_actor.retain(|_, actor| *actor != Actor::ME);
         self.by_actor.insert(me, Actor::ME);
-        for state in &mut self.keys {
+        for key in self.active.clone() {
+            let state = &mut self.keys[key];
             for account in state.open.values_mut() {
                 // It stays frozen: a second share of a window it spent from alone would
                 // put the fleet over.
@@ -362,6 +369,7 @@ impl Ledger {
                 closed: Counters::default(),
             });
             self.by_key.insert(key, number);
+            self.longest = self.longest.max(key.quota.window().duration());
             numbers.push(number);
         }
         self.by_limit.insert(id, limit);
@@ -462,11 +470,11 @@ impl Ledger {
     /// Draws the consequences of a changed roster: joins, freezes what it may freeze now.
     fn roster_moved(&mut self, now: Timestamp) {
         let joined = self.roster.first().is_some();
-        let running = self.keys.iter().map(|state| state.key.quota.window().window_at(now).start()).min();
-        let longest = self.keys.iter().map(|state| state.key.quota.window().duration()).max();
-        self.roster.handle_time(running.unwrap_or(now), longest.unwrap_or_default(), now);
+        let running = || self.keys.iter().map(|state| window_of(state, now).start()).min().unwrap_or(now);
+        let running = if joined { now } else { running() };
+        self.roster.handle_time(running, self.longest, now);
         if !joined && self.roster.first().is_some() {
-            for key in 0..self.keys.len() {
+            for key in self.active.clone() {
                 self.freeze_open(key, now);
             }
             for limit in self.waiting.clone() {
@@ -480,7 +488,7 @@ impl Ledger {
 
     /// Opens next windows whose lead has begun, freezes, and closes old ones.
     fn roll(&mut self, now: Timestamp) {
-        for key in 0..self.keys.len() {
+        for key in self.active.clone() {
             let window = self.keys[key].key.quota.window().window_at(now);
             let state = &self.keys[key];
             let in_use = state.open.get(&window.number()).is_some_and(|account| account.touched);
@@ -508,6 +516,7 @@ impl Ledger {
             self.close_before(key, window.number().saturating_sub(3), now);
             let state = &mut self.keys[key];
             state.open.insert(window.number(), Account::open(window, &state.ring));
+            self.active.insert(key);
             self.freeze_open(key, now);
             if self.roster.is_leaving() || !self.limits[self.keys[key].limit].queue.is_empty() {
                 self.keys[key].ring.set_parked(window.number(), true);
@@ -551,6 +560,10 @@ impl Ledger {
             if usage.balance < 0 {
                 self.note_uncovered(key, window, usage.balance.unsigned_abs());
             }
+        }
+        if self.keys[key].open.is_empty() {
+            self.keys[key].demand = 0;
+            self.active.remove(&key);
         }
     }
 

@@ -80,7 +80,7 @@ impl Ledger {
 
     /// Sends every row that changed, and again for a few ticks.
     pub(super) fn publish_rows(&mut self) {
-        for key in 0..self.keys.len() {
+        for key in self.active.clone() {
             let numbers: Vec<u64> = self.keys[key].open.keys().copied().collect();
             for number in numbers {
                 let state = &mut self.keys[key];
@@ -129,7 +129,8 @@ impl Ledger {
         let since = self.peers.get(&to).map_or(0, |peer| peer.relayed);
         let mut news: Vec<(u64, usize, u64, Actor)> = Vec::new();
         let mut rest: Vec<(usize, u64, Actor)> = Vec::new();
-        for (key, state) in self.keys.iter().enumerate() {
+        for key in self.active.iter().copied() {
+            let state = &self.keys[key];
             for (number, account) in &state.open {
                 let own = (account.version > 0).then_some((Actor::ME, account.changed));
                 let others = account.peers.iter().filter(|(_, row)| row.said).map(|(actor, row)| (*actor, row.changed));
@@ -206,7 +207,8 @@ impl Ledger {
     /// Measures demand: what was offered since the last tick, smoothed over a second.
     pub(super) fn measure(&mut self, now: Timestamp) {
         let elapsed_ms = (now.since(self.last_tick).as_millis() as u64).clamp(1, 1_000);
-        for state in &mut self.keys {
+        for key in &self.active {
+            let state = &mut self.keys[*key];
             let mut offered = state.ring.refused.swap(0, Ordering::Relaxed);
             for account in state.open.values_mut() {
                 let reserved = account.usage(&state.ring).reserved;
@@ -224,7 +226,8 @@ impl Ledger {
     /// carries for whoever our own datagrams do not reach.
     pub fn own_rows(&self) -> Vec<Row> {
         let mut rows: Vec<(u64, Row)> = Vec::new();
-        for (key, state) in self.keys.iter().enumerate() {
+        for key in self.active.iter().copied() {
+            let state = &self.keys[key];
             for account in state.open.values().filter(|account| account.version > 0) {
                 rows.extend(self.rows_of(key, account.window, Actor::ME).into_iter().map(|row| (account.changed, row)));
             }
