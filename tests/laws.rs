@@ -225,12 +225,8 @@ impl Storm {
 /// any order never put the rights, and so the use, over the limit.
 #[test]
 fn the_sum_of_rights_never_exceeds_the_limit() {
-    let config = ProptestConfig {
-        cases: 400,
-        max_shrink_iters: 2_000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
+    let config =
+        ProptestConfig { cases: 400, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     // A law about fleets that never spend anything would prove nothing.
     let (spent, shared, moved) = (Cell::new(0), Cell::new(0), Cell::new(0));

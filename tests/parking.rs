@@ -295,6 +295,18 @@ fn a_parked_request_is_served_by_the_next_window() {
 }
 
 #[test]
+fn a_limiter_that_no_cluster_ever_joined_owns_the_whole_limit() {
+    let limiter = quotum::Limiter::builder()
+        .deployment("gpt", [Quota::tokens(LIMIT).per_minute(), Quota::requests(1).per_minute()])
+        .build()
+        .expect("valid");
+    let handle = limiter.handle("gpt").expect("configured above");
+    let permit = handle.try_acquire(tokens(LIMIT)).expect("nobody else has any");
+    assert!(limiter.status().ready);
+    permit.refund();
+}
+
+#[test]
 fn without_a_cluster_acquire_is_try_acquire() {
     let mut fleet = Fleet::new(Quota::tokens(LIMIT).per_minute(), START);
     let alone = fleet.start(0, Directory::Alone, quotum::ledger::RosterSettings::default());

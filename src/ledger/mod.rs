@@ -202,9 +202,8 @@ impl Ledger {
     /// `seed` is all the randomness it will ever use: which peer to ask, how refused
     /// callers are spread.
     pub fn new(me: ReplicaId, seed: u64, now: Timestamp) -> Self {
-        let slot = Slot { node: "".into(), addr: SocketAddr::from(([0, 0, 0, 0], 0)), exclusive: false };
         Self {
-            roster: Roster::new(me, slot, RosterSettings::default(), now),
+            roster: Roster::alone(me, now),
             attached: false,
             interval: Duration::from_millis(100),
             now,

@@ -326,7 +326,7 @@ impl Standing {
 #[non_exhaustive]
 pub enum Denied {
     /// The window's budget is spent, or too small for this request: later.
-    #[error("{by} is spent: {used} used, {spendable} spendable here; try again in {retry_after:?}",
+    #[error("{by} has too little left for this request: {used} used, {spendable} spendable here; try again in {retry_after:?}",
         used = standing.used, spendable = standing.spendable)]
     Exhausted {
         /// The quota that refused.

@@ -271,6 +271,12 @@ impl Roster {
         }
     }
 
+    /// Returns the roster of a replica that belongs to no fleet: it owns every window.
+    pub(crate) fn alone(me: ReplicaId, now: Timestamp) -> Self {
+        let slot = Slot { node: "".into(), addr: SocketAddr::from(([0, 0, 0, 0], 0)), exclusive: false };
+        Self { first: Some(Timestamp::ZERO), ..Self::new(me, slot, RosterSettings::default(), now) }
+    }
+
     // Look.
 
     pub(crate) const fn me(&self) -> ReplicaId {
