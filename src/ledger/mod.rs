@@ -240,6 +240,10 @@ impl Ledger {
             return;
         }
         self.roster.handle_contact(&contact, now);
+        if self.roster.knows(contact.from) {
+            // It may be asked for rights before it has ever sent a row.
+            let _ = self.actor(contact.from);
+        }
         if !self.peers.contains_key(&contact.from) && self.peers.len() >= MAX_MEMBERS {
             return;
         }

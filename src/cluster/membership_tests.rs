@@ -1,0 +1,172 @@
+//! What is published, what is read back, and bytes that mean nothing.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn text_is_base64_of_urls_without_padding() {
+    // The examples of RFC 4648, section 10.
+    for (bytes, text) in [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        assert_eq!(text::encode(bytes.as_bytes()), text);
+        assert_eq!(text::decode(text).as_deref(), Some(bytes.as_bytes()));
+    }
+    assert_eq!(text::decode("Zh"), None, "bits that no byte has");
+    assert_eq!(text::decode("Zm9vY"), None, "a digit alone");
+    assert_eq!(text::decode("Zm=v"), None);
+}
+
+#[test]
+fn a_replica_keeps_its_id_through_chitchat() {
+    let me = ReplicaId::from_bits(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+    let id = chitchat_id(me, 7, ([127, 0, 0, 1], 1).into());
+    assert_eq!(replica_id(&id), Some(me));
+    assert_eq!(replica_id(&ChitchatId::new("é", 1, ([127, 0, 0, 1], 1).into())), None);
+}
+
+#[test]
+fn the_digest_of_a_full_fleet_fits_a_message() {
+    let id = chitchat_id(ReplicaId::from_bits(1), 1, "[::1]:1".parse().unwrap());
+    // A heartbeat and two versions of 8 bytes each; a delta wants at least 100 more.
+    let digest = 2 + MAX_MEMBERS * (id.serialized_len() + 24);
+    assert!(digest + 100 < 65_507, "{digest}");
+}
+
+proptest! {
+    #[test]
+    fn text_comes_back(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let text = text::encode(&bytes);
+        prop_assert_eq!(text.len(), text::encoded_len(bytes.len()));
+        prop_assert_eq!(text::decode(&text), Some(bytes));
+    }
+
+    #[test]
+    fn arbitrary_text_never_panics(text in "\\PC{0,200}", url in "[A-Za-z0-9_-]{0,200}") {
+        for text in [text, url] {
+            let _ = messages(ReplicaId::from_bits(1), &text);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_message_of_chitchat(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0u8..5) {
+        let _ = decode(&bytes);
+        // chitchat's magic and version, so that its codec gets further.
+        let mut framed = vec![0x53, 0xb0, 0, kind];
+        framed.extend_from_slice(&bytes);
+        let _ = decode(&framed);
+    }
+}
+
+mod running {
+    use super::*;
+    use crate::ledger::{Key, LimitId, Member, Quota, Timestamp, WindowId};
+
+    const INTERVAL: Duration = Duration::from_millis(100);
+
+    fn addr(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    fn identity(bits: u128) -> Identity {
+        let slot = Slot { node: format!("pod-{bits}").into(), addr: addr(bits as u16), exclusive: true };
+        Identity { cluster: "test".into(), me: ReplicaId::from_bits(bits), slot }
+    }
+
+    fn roster(from: u128, revision: u64) -> RosterMessage {
+        let member = Member {
+            id: ReplicaId::from_bits(from),
+            slot: identity(from).slot,
+            counts: Timestamp::ZERO,
+            gone: None,
+            seen: 0,
+        };
+        let from = ReplicaId::from_bits(from);
+        RosterMessage { from, revision, floor: Timestamp::ZERO, watermark: Timestamp::ZERO, members: vec![member] }
+    }
+
+    fn row(replica: u128, limit: u64, version: u64) -> Row {
+        Row {
+            replica: ReplicaId::from_bits(replica),
+            key: Key { limit: LimitId::from_bits(limit), quota: Quota::tokens(100).per_minute() },
+            window: WindowId::starting(Timestamp::ZERO),
+            version,
+            reserved: version,
+            refunded: 0,
+            given: vec![],
+            spendable: 0,
+            demand: 0,
+            typical: 0,
+        }
+    }
+
+    /// A network of two, without sockets: hands over what each wants sent for a while.
+    async fn talk(a: &mut Membership, b: &mut Membership) {
+        let until = Instant::now() + INTERVAL * INTERVALS * 4;
+        while Instant::now() < until {
+            tokio::select! {
+                biased;
+                Event::Send(to, bytes) = a.next() => assert!(to != b.identity.slot.addr || b.receive(addr(1), &bytes)),
+                Event::Send(to, bytes) = b.next() => assert!(to != a.identity.slot.addr || a.receive(addr(2), &bytes)),
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rosters_and_own_rows_reach_the_other_once() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        let mut b = Membership::start(identity(2), INTERVAL).await;
+        // What is relayed by chitchat is only what its writer says about itself.
+        let rows = [row(1, 7, 3), row(9, 8, 1)];
+        a.exchange(&roster(1, 1), &rows, &[(ReplicaId::from_bits(2), addr(2))]);
+        b.exchange(&roster(2, 1), &[], &[]);
+        talk(&mut a, &mut b).await;
+        let heard = b.exchange(&roster(2, 1), &[], &[]);
+        let from = ReplicaId::from_bits(1);
+        assert_eq!(heard.len(), 2);
+        assert!(heard.contains(&(from, Message::Row(row(1, 7, 3)))));
+        assert!(heard.contains(&(from, Message::Roster(Arc::new(roster(1, 1))))));
+        assert_eq!((a.exchange(&roster(1, 1), &rows, &[]).len(), a.live(), b.live()), (1, 1, 1));
+        talk(&mut a, &mut b).await;
+        assert_eq!(b.exchange(&roster(2, 1), &[], &[]), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn if_it_dies_it_is_started_again_and_heard_again() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        let mut b = Membership::start(identity(2), INTERVAL).await;
+        let to_b = [(ReplicaId::from_bits(2), addr(2))];
+        // Many versions, so that those of the second life are below those of the first.
+        for version in 1..20 {
+            a.exchange(&roster(1, version), &[row(1, 7, version)], &to_b);
+        }
+        talk(&mut a, &mut b).await;
+        assert!(!b.exchange(&roster(2, 1), &[], &[]).is_empty());
+        if let State::Running { handle, .. } = &a.state {
+            handle.abort();
+        }
+        let ended = loop {
+            match a.next().await {
+                Event::Send(..) => {}
+                event => break event,
+            }
+        };
+        assert!(matches!(ended, Event::Ended(_)) && !a.is_running());
+        assert_eq!(a.exchange(&roster(1, 20), &[], &[]), []);
+        assert!(matches!(a.next().await, Event::Started));
+        a.exchange(&roster(1, 21), &[row(1, 7, 30)], &to_b);
+        talk(&mut a, &mut b).await;
+        let heard = b.exchange(&roster(2, 1), &[], &[]);
+        assert!(heard.contains(&(ReplicaId::from_bits(1), Message::Row(row(1, 7, 30)))));
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_left_out_and_values_stay_short() {
+        let rows: Vec<_> = (0..10_000).map(|limit| row(1, limit, 1)).collect();
+        let shards = shards(&rows);
+        assert_eq!(shards.len(), SHARDS);
+        assert!(shards.iter().all(|value| value.len() <= MAX_VALUE && value.len() > MAX_VALUE - 100));
+        let first = messages(ReplicaId::from_bits(1), &shards[0]);
+        assert!(first.len() > 40, "{}", first.len());
+    }
+}

@@ -1,0 +1,411 @@
+//! Pods find one another and share rights over UDP.
+//!
+//! Knows the order in which a pod joins, and its configuration. Must not know how a
+//! decision is reached: the ledger says what to send and when to come back, and one task
+//! does it. The invariant it keeps: the port is bound before the ledger is given its
+//! identity, and the limiter has stopped admitting before the port is given up, so that a
+//! later process at the port proves that this one spends no more.
+//!
+//! [`wire`], [`frame`], [`fragment`], [`inbox`] and [`outbox`] are pure: no socket, no
+//! clock, no randomness of their own. The simulator drives a ledger with them alone.
+
+pub mod discovery;
+pub mod fragment;
+pub mod frame;
+pub mod inbox;
+mod membership;
+pub mod outbox;
+mod run;
+pub mod socket;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+pub use self::discovery::{SeedError, Seeds};
+pub use self::frame::{KeyFileError, KeyRing, Rejected};
+pub use self::socket::{Datagrams, Net, UdpDatagrams, UdpNet};
+
+use self::discovery::Discovery;
+use self::frame::Frames;
+use self::inbox::Inbox;
+use self::membership::{Identity, Membership};
+use self::run::{Command, Run};
+use crate::ledger::{Directory, FirstWindow, OnSilence, ReplicaId, RosterSettings, Slot};
+use crate::limiter::Limiter;
+
+/// How a pod takes part in a fleet. [`ClusterConfig::new`] has a default for everything
+/// but the seeds.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// The fleet's name, the same on every pod: frames of another one are dropped.
+    /// Default `"quotum"`.
+    pub cluster: String,
+    /// The name of this pod, unique in the fleet and at most 128 bytes. Default: the
+    /// machine's host name.
+    pub node: String,
+    /// The address to bind. Default `[::]:7946`, which takes IPv4 too. Port 0 is any free
+    /// one, which no static list can name; a pod on it cannot prove that an earlier one at
+    /// its address is dead.
+    pub listen: SocketAddr,
+    /// The address that peers send to. Default: the bound one, or where that is none in
+    /// particular the local address of a socket connected to the first seed. Port 0 stands
+    /// for the bound port.
+    pub advertise: Option<SocketAddr>,
+    /// Where the other pods are listed.
+    pub seeds: Seeds,
+    /// How often news is sent, from 10 ms to 10 s. Default 100 ms.
+    pub interval: Duration,
+    /// The keys of the fleet. Default: none, which takes loopback addresses only.
+    pub keys: KeyRing,
+    /// Whether to go without a key beyond loopback: whoever reaches the port can then lie
+    /// about what was spent. Default `false`.
+    pub insecure: bool,
+    /// How long a pod must be missing from the headless name to be proven dead. Default 5 min.
+    pub absent_for: Duration,
+    /// What a newcomer does about a listed pod that never answers. Default
+    /// [`OnSilence::FairShare`].
+    pub on_silence: OnSilence,
+    /// How long a newcomer waits for it. Default 30 s.
+    pub patience: Duration,
+    /// What the first pod takes of the window that runs when it starts. Default
+    /// [`FirstWindow::Admit`].
+    pub first_window: FirstWindow,
+}
+
+impl ClusterConfig {
+    /// Returns the defaults with these seeds.
+    pub fn new(seeds: Seeds) -> Self {
+        let roster = RosterSettings::default();
+        Self {
+            cluster: "quotum".into(),
+            node: hostname(),
+            listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT),
+            advertise: None,
+            seeds,
+            interval: Duration::from_millis(100),
+            keys: KeyRing::unkeyed(),
+            insecure: false,
+            absent_for: roster.absent_for,
+            on_silence: roster.on_silence,
+            patience: roster.patience,
+            first_window: roster.first_window,
+        }
+    }
+
+    /// Looks at everything that can be judged before a port is bound.
+    ///
+    /// # Errors
+    /// As [`Cluster::join`]; nothing was started.
+    pub fn check(&self) -> Result<(), JoinError> {
+        if self.node.is_empty() || self.node.len() > Slot::MAX_NODE {
+            return Err(JoinError::Node);
+        }
+        if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&self.interval) {
+            return Err(JoinError::Interval(self.interval));
+        }
+        if matches!(self.seeds, Seeds::Static(_)) && self.listen.port() == 0 {
+            return Err(SeedError::ListenPort.into());
+        }
+        self.check_exposure(self.listen)
+    }
+
+    fn check_exposure(&self, addr: SocketAddr) -> Result<(), JoinError> {
+        if self.keys.is_keyed() || self.insecure || addr.ip().to_canonical().is_loopback() {
+            return Ok(());
+        }
+        Err(JoinError::Unkeyed { addr })
+    }
+
+    fn roster(&self) -> RosterSettings {
+        RosterSettings {
+            directory: match self.seeds {
+                Seeds::Alone => Directory::Alone,
+                Seeds::Static(_) => Directory::Static,
+                Seeds::Name { .. } => Directory::Name,
+            },
+            absent_for: self.absent_for,
+            on_silence: self.on_silence,
+            patience: self.patience,
+            first_window: self.first_window,
+        }
+    }
+}
+
+/// Why a pod could not join. Nothing runs and the limiter is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The pod's name cannot be used; whoever configured it can mend it.
+    #[error("the node's name must have 1 to 128 bytes; set node.name")]
+    Node,
+    /// The interval is out of range; whoever configured it can mend it.
+    #[error("the gossip interval {0:?} is not between 10 ms and 10 s; the default is 100ms")]
+    Interval(Duration),
+    /// The seeds are wrong; whoever configured them can mend them.
+    #[error(transparent)]
+    Seeds(#[from] SeedError),
+    /// There is no key and the address can be reached from other machines.
+    #[error(
+        "gossip on {addr} without a key would let anybody who reaches it lie about what was spent; \
+        set gossip.key_file, or listen on 127.0.0.1, or set gossip.insecure: true"
+    )]
+    Unkeyed {
+        /// The address, bound or advertised.
+        addr: SocketAddr,
+    },
+    /// The port could not be bound: mostly another process has it.
+    #[error("cannot bind UDP {addr} for gossip; is another process there? set gossip.listen")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The address that peers reach this pod at could not be found out.
+    #[error("cannot find out the address that peers reach this pod at from {seeds}; set gossip.advertise")]
+    Advertise {
+        /// Where it was looked for.
+        seeds: Seeds,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The advertised address is none in particular.
+    #[error("{0} is no address that peers can send to; set gossip.advertise to this pod's own")]
+    Unspecified(SocketAddr),
+    /// The operating system gave no randomness, without which ids and nonces repeat.
+    #[error("the operating system gives no randomness: {0}")]
+    Randomness(getrandom::Error),
+}
+
+/// A pod's part in a fleet: the task that gossips for its [`Limiter`].
+///
+/// Dropping it ends the task at once: the limiter admits nothing more, and what it held is
+/// out of reach until its windows end. [`Cluster::leave`] hands it over first.
+pub struct Cluster {
+    me: ReplicaId,
+    local_addr: SocketAddr,
+    advertise: SocketAddr,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    task: JoinHandle<()>,
+}
+
+impl Cluster {
+    /// Joins the fleet: binds the port, gives the limiter its identity and starts to gossip.
+    ///
+    /// Returns as soon as the port is bound; the limiter refuses until the others have
+    /// answered or sent it rights. With a headless name that does not resolve yet, and no
+    /// address to advertise, it waits up to 30 s for it.
+    ///
+    /// # Errors
+    /// See [`JoinError`]; nothing runs and the limiter is as it was.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is ready, nothing runs.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with time and I/O.
+    pub async fn join<N: Net>(limiter: &Limiter, config: ClusterConfig, net: N) -> Result<Self, JoinError> {
+        config.check()?;
+        let net = Arc::new(net);
+        let bind = |source| JoinError::Bind { addr: config.listen, source };
+        let socket = net.bind(config.listen).await.map_err(bind)?;
+        let local_addr = socket.local_addr().map_err(bind)?;
+        let advertise = advertise(&*net, &config, local_addr).await?;
+
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
+        let me = ReplicaId::new(limiter.now(), u128::from_ne_bytes(random));
+        let slot = Slot { node: config.node.as_str().into(), addr: advertise, exclusive: config.listen.port() != 0 };
+        limiter.attach(me, slot.clone(), config.roster(), config.interval);
+
+        let frames = Frames::new(config.keys.clone(), &config.cluster, me);
+        let identity = Identity { cluster: config.cluster.clone(), me, slot };
+        let shared = Arc::new(Shared::default());
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let run = Run::new(run::Parts {
+            limiter: limiter.clone(),
+            interval: config.interval,
+            advertise,
+            socket,
+            inbox: Inbox::new(frames.clone()),
+            frames,
+            membership: Membership::start(identity, config.interval).await,
+            discovery: Discovery::new(net, config.seeds),
+            commands: received,
+            shared: Arc::clone(&shared),
+        });
+        let task = tokio::spawn(run.run());
+        Ok(Self { me, local_addr, advertise, shared, commands, task })
+    }
+
+    /// Leaves the fleet: the limiter admits nothing more, hands its rights over at every
+    /// tick, also those refunded by requests still in flight, and says goodbye. Returns when
+    /// nothing is in flight and every peer that answers has heard the goodbye. Then the port
+    /// is closed.
+    ///
+    /// It waits for the longest request; put a timeout around it.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is ready, the leaving goes on until the [`Cluster`] is dropped, and
+    /// calling it again waits for the same end.
+    pub async fn leave(&self) {
+        let (done, left) = oneshot::channel();
+        if self.commands.send(Command::Leave(done)).await.is_ok() {
+            // An error is the end of the task: there is nothing left to wait for.
+            let _ = left.await;
+        }
+    }
+
+    /// Returns this run's id.
+    pub fn me(&self) -> ReplicaId {
+        self.me
+    }
+
+    /// Returns the bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Returns the address that peers send to.
+    pub fn advertise(&self) -> SocketAddr {
+        self.advertise
+    }
+
+    /// Returns what was sent, received and thrown away so far.
+    pub fn stats(&self) -> ClusterStats {
+        let mut stats = self.shared.with(|stats| stats.clone());
+        stats.healthy &= !self.task.is_finished();
+        stats
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("me", &self.me)
+            .field("local_addr", &self.local_addr)
+            .field("advertise", &self.advertise)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the gossip of one pod has done so far. Counts never fall.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterStats {
+    /// Datagrams thrown away, by reason; every reason is there.
+    pub frames_rejected: BTreeMap<&'static str, u64>,
+    /// Datagrams sent.
+    pub frames_sent: u64,
+    /// Datagrams that the operating system would not send, or that had no nonce.
+    pub frames_unsent: u64,
+    /// Datagrams received whose seal was good.
+    pub frames_received: u64,
+    /// Bytes of the datagrams sent, without IP and UDP headers.
+    pub bytes_sent: u64,
+    /// Bytes of the datagrams received whose seal was good.
+    pub bytes_received: u64,
+    /// Messages that could not be sent: too large, or for a replica whose address is not known.
+    pub messages_unsent: u64,
+    /// Times that the failure detector was started again.
+    pub membership_restarts: u64,
+    /// Other replicas that the failure detector takes for alive. Shown, never counted with.
+    pub peers: usize,
+    /// Whether the socket works and the failure detector runs.
+    pub healthy: bool,
+}
+
+/// What the task and the handle share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    stats: Mutex<ClusterStats>,
+}
+
+impl Shared {
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut ClusterStats) -> R) -> R {
+        // Counters are whole after every single change, so a panic elsewhere spoils nothing.
+        f(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let frames_rejected = Rejected::ALL.iter().map(|rejected| (rejected.reason(), 0)).collect();
+        let stats = ClusterStats { frames_rejected, healthy: true, ..ClusterStats::default() };
+        Self { stats: Mutex::new(stats) }
+    }
+}
+
+/// Finds the address that peers send to, and judges it.
+async fn advertise<N: Net>(net: &N, config: &ClusterConfig, bound: SocketAddr) -> Result<SocketAddr, JoinError> {
+    let addr = match config.advertise {
+        Some(addr) if addr.port() == 0 => SocketAddr::new(addr.ip(), bound.port()),
+        Some(addr) => addr,
+        None => found(net, config, bound).await?,
+    };
+    let addr = socket::canonical(addr);
+    if addr.ip().is_unspecified() {
+        return Err(JoinError::Unspecified(addr));
+    }
+    config.check_exposure(addr)?;
+    match &config.seeds {
+        Seeds::Static(addrs) if !addrs.contains(&addr) => Err(SeedError::NotListed { advertise: addr }.into()),
+        _ => Ok(addr),
+    }
+}
+
+/// A headless name has no address until its first pod is known to the platform, which takes
+/// seconds after that pod has started: so it is asked for again, for a while.
+async fn found<N: Net>(net: &N, config: &ClusterConfig, bound: SocketAddr) -> Result<SocketAddr, JoinError> {
+    let mut tries = 1;
+    loop {
+        match discovery::advertised(net, &config.seeds, bound).await {
+            Ok(addr) => return Ok(addr),
+            Err(_) if tries < ADVERTISE_TRIES && matches!(config.seeds, Seeds::Name { .. }) => {
+                tries += 1;
+                tokio::time::sleep(discovery::LOOKUP_EVERY_JOINING).await;
+            }
+            Err(source) => return Err(JoinError::Advertise { seeds: config.seeds.clone(), source }),
+        }
+    }
+}
+
+/// The name of the machine, as Linux tells it without a system call of libc; elsewhere it
+/// must be configured to be useful.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "unnamed".into(),
+        name => name.into(),
+    }
+}
+
+/// The UDP port of gossip.
+pub const DEFAULT_PORT: u16 = 7946;
+
+/// Below, a pod does little but gossip.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Above, shares of a window of a minute come too late to be useful.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a headless name is asked for before a pod gives up finding its own address.
+const ADVERTISE_TRIES: u32 = 30;
+
+/// Calls of [`Cluster::leave`] that may be under way at once before they wait for one another.
+const COMMANDS: usize = 8;

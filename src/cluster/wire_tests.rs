@@ -1,0 +1,276 @@
+//! The wire format: golden bytes, round trips, and bytes that mean nothing.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn key() -> Key {
+    Key { limit: LimitId::from_bits(0x0123_4567_89ab_cdef), quota: Quota::tokens(100_000).per_minute() }
+}
+
+fn row() -> Row {
+    Row {
+        replica: ReplicaId::from_bits(7),
+        key: key(),
+        window: WindowId::starting(Timestamp::from_unix_ms(1_763_856_000_000)),
+        version: 300,
+        reserved: 41_000,
+        refunded: 2_000,
+        given: vec![],
+        spendable: -5,
+        demand: 900,
+        typical: 450,
+    }
+}
+
+fn hex(message: &Message) -> String {
+    let mut bytes = Vec::new();
+    encode(message, &mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn golden_row() {
+    let mut row = row();
+    row.given = vec![(ReplicaId::from_bits(9), 128)];
+    assert_eq!(
+        hex(&Message::Row(row)),
+        concat!(
+            "01",
+            "00000000000000000000000000000007", // row of replica 7
+            "efcdab8967452301",
+            "00",
+            "a08d06",
+            "e0d403",       // limit, tokens, 100,000 a 60,000 ms
+            "80c88af0aa33", // window
+            "ac02",
+            "a8c002",
+            "d00f", // version, reserved, refunded
+            "01",
+            "00000000000000000000000000000009",
+            "8001", // one gift
+            "09",
+            "8407",
+            "c203", // spendable, demand, typical
+        )
+    );
+}
+
+#[test]
+fn golden_request() {
+    let request = RightsRequest {
+        key: key(),
+        window: row().window,
+        seq: 3,
+        need: 500,
+        want: 1_000,
+        kind: RequestKind::Parked,
+        waiting_ms: 12,
+    };
+    assert_eq!(
+        hex(&Message::Request(request)),
+        concat!("02", "efcdab8967452301", "00", "a08d06", "e0d403", "80c88af0aa33", "03", "f403", "e807", "01", "0c")
+    );
+}
+
+#[test]
+fn golden_roster() {
+    let member = |id, addr: &str, gone| Member {
+        id: ReplicaId::from_bits(id),
+        slot: Slot { node: "pod-a".into(), addr: addr.parse().unwrap(), exclusive: true },
+        counts: Timestamp::from_unix_ms(1),
+        gone,
+        seen: 2,
+    };
+    let roster = RosterMessage {
+        from: ReplicaId::from_bits(1),
+        revision: 4,
+        floor: Timestamp::from_unix_ms(5),
+        watermark: Timestamp::from_unix_ms(6),
+        members: vec![member(1, "10.0.0.7:7946", None), member(2, "[::1]:1", Some(Timestamp::from_unix_ms(300)))],
+    };
+    assert_eq!(
+        hex(&Message::Roster(Arc::new(roster))),
+        concat!(
+            "03",
+            "00000000000000000000000000000001",
+            "04",
+            "05",
+            "06",
+            "02",
+            "00000000000000000000000000000001",
+            "02",
+            "0a000007",
+            "0a1f",
+            "05",
+            "706f642d61",
+            "01",
+            "02",
+            "00000000000000000000000000000002",
+            "07",
+            "00000000000000000000000000000001",
+            "0100",
+            "05",
+            "706f642d61",
+            "01",
+            "ac02",
+            "02",
+        )
+    );
+}
+
+#[test]
+fn a_row_takes_about_55_bytes() {
+    let mut bytes = Vec::new();
+    encode(&Message::Row(row()), &mut bytes);
+    assert!((40..=60).contains(&bytes.len()), "{}", bytes.len());
+}
+
+#[test]
+fn too_many_gifts_become_several_rows() {
+    let mut long = row();
+    long.given = (0..50).map(|id| (ReplicaId::from_bits(id), 1)).collect();
+    let mut bytes = Vec::new();
+    encode(&Message::Row(long.clone()), &mut bytes);
+    let parts = decode(WIRE_VERSION, &bytes).unwrap();
+    let given: Vec<_> = parts
+        .iter()
+        .flat_map(|message| match message {
+            Message::Row(row) => row.given.clone(),
+            _ => panic!("a row became something else"),
+        })
+        .collect();
+    assert_eq!(given, long.given);
+    assert_eq!(parts.len(), 3);
+}
+
+#[test]
+fn an_impossible_quota_is_an_error() {
+    let mut bytes = Vec::new();
+    encode(&Message::Row(row()), &mut bytes);
+    // The amount, 100,000, is three bytes at 26; a zero in its place is no quota.
+    bytes.splice(26..29, [0]);
+    assert_eq!(decode(WIRE_VERSION, &bytes), Err(WireError::Quota(QuotaError::ZeroAmount)));
+}
+
+#[test]
+fn a_forged_count_is_refused_before_anything_is_allocated() {
+    let mut bytes = vec![TAG_ROSTER];
+    bytes.extend_from_slice(&[0; 16]);
+    bytes.extend_from_slice(&[0, 0, 0]);
+    put_number(4_000, &mut bytes);
+    assert_eq!(decode(WIRE_VERSION, &bytes), Err(WireError::Count(4_000)));
+}
+
+#[test]
+fn numbers_have_one_form() {
+    let read = |bytes: &[u8]| Reader(bytes).number();
+    assert_eq!(read(&[0x00]), Ok(0));
+    assert_eq!(read(&[0x80, 0x00]), Err(WireError::Number));
+    assert_eq!(read(&[0xff; 10]), Err(WireError::Number));
+    assert_eq!(read(&[0x80]), Err(WireError::Truncated));
+    let mut most = Vec::new();
+    put_number(u64::MAX, &mut most);
+    assert_eq!(read(&most), Ok(u64::MAX));
+}
+
+#[test]
+fn other_versions_are_not_read() {
+    assert_eq!(decode(0, &[]), Err(WireError::Version(0)));
+    assert_eq!(decode(WIRE_VERSION + 1, &[]), Err(WireError::Version(WIRE_VERSION + 1)));
+}
+
+prop_compose! {
+    fn any_key()(limit: u64, unit in 0usize..4, amount in 1..=Quota::MAX_AMOUNT, window in 1u64..=366 * 86_400_000) -> Key {
+        let quota = Quota::new(Unit::ALL[unit], amount, Duration::from_millis(window)).unwrap();
+        Key { limit: LimitId::from_bits(limit), quota }
+    }
+}
+
+prop_compose! {
+    fn any_row()(
+        key in any_key(),
+        replica: u128,
+        numbers: [u64; 6],
+        spendable: i64,
+        given in proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=Row::MAX_GIVEN),
+    ) -> Message {
+        let [window, version, reserved, refunded, demand, typical] = numbers;
+        let given = given.into_iter().map(|(id, amount)| (ReplicaId::from_bits(id), amount)).collect();
+        let window = WindowId::starting(Timestamp::from_unix_ms(window));
+        let replica = ReplicaId::from_bits(replica);
+        Message::Row(Row { replica, key, window, version, reserved, refunded, given, spendable, demand, typical })
+    }
+}
+
+prop_compose! {
+    fn any_request()(key in any_key(), numbers: [u64; 4], kind in 0u8..3, waiting_ms: u32) -> Message {
+        let [window, seq, need, want] = numbers;
+        let kind = [RequestKind::Debt, RequestKind::Parked, RequestKind::Prefetch][usize::from(kind)];
+        let window = WindowId::starting(Timestamp::from_unix_ms(window));
+        Message::Request(RightsRequest { key, window, seq, need, want, kind, waiting_ms })
+    }
+}
+
+prop_compose! {
+    fn any_member()(
+        id: u128,
+        node in "\\PC{0,32}",
+        ip: std::net::IpAddr,
+        port: u16,
+        exclusive: bool,
+        counts: u64,
+        gone: Option<u64>,
+        seen: u64,
+    ) -> Member {
+        let slot = Slot { node: node.into(), addr: SocketAddr::new(ip, port), exclusive };
+        let counts = Timestamp::from_unix_ms(counts);
+        Member { id: ReplicaId::from_bits(id), slot, counts, gone: gone.map(Timestamp::from_unix_ms), seen }
+    }
+}
+
+prop_compose! {
+    fn any_roster()(from: u128, numbers: [u64; 3], members in proptest::collection::vec(any_member(), 0..40)) -> Message {
+        let [revision, floor, watermark] = numbers;
+        let (floor, watermark) = (Timestamp::from_unix_ms(floor), Timestamp::from_unix_ms(watermark));
+        Message::Roster(Arc::new(RosterMessage { from: ReplicaId::from_bits(from), revision, floor, watermark, members }))
+    }
+}
+
+fn any_message() -> impl Strategy<Value = Message> {
+    prop_oneof![any_row(), any_request(), any_roster()]
+}
+
+proptest! {
+    #[test]
+    fn what_was_encoded_is_decoded(messages in proptest::collection::vec(any_message(), 0..8)) {
+        let mut bytes = Vec::new();
+        messages.iter().for_each(|message| encode(message, &mut bytes));
+        prop_assert_eq!(decode(WIRE_VERSION, &bytes), Ok(messages));
+    }
+
+    #[test]
+    fn what_was_decoded_is_encoded_to_the_same_bytes(
+        messages in proptest::collection::vec(any_message(), 1..4),
+        at: prop::sample::Index,
+        byte: u8,
+    ) {
+        let mut bytes = Vec::new();
+        messages.iter().for_each(|message| encode(message, &mut bytes));
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(messages) = decode(WIRE_VERSION, &bytes) {
+            let mut again = Vec::new();
+            messages.iter().for_each(|message| encode(message, &mut again));
+            prop_assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_200), tag in 0u8..5) {
+        let _ = decode(WIRE_VERSION, &bytes);
+        let mut tagged = vec![tag];
+        tagged.extend_from_slice(&bytes);
+        let _ = decode(WIRE_VERSION, &tagged);
+    }
+}

@@ -1,0 +1,328 @@
+//! Whole replicas over real loopback UDP: they find one another, hold one limit together,
+//! share rights, leave, and are not impressed by what strangers send.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use quotum::cluster::{
+    Cluster, ClusterConfig, Datagrams, JoinError, KeyRing, Net, SeedError, Seeds, UdpDatagrams, UdpNet,
+};
+use quotum::{Claim, Limiter, Policy, Quota};
+
+const LIMIT: u64 = 900;
+
+/// Far more than anything here takes: it bounds a failure, it asserts nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Loopback, with a port that is bound before its number is told to anybody, and names that
+/// resolve to what the test says.
+#[derive(Debug)]
+struct TestNet {
+    socket: Mutex<Option<UdpSocket>>,
+    names: Vec<IpAddr>,
+    broken: Arc<AtomicBool>,
+}
+
+impl TestNet {
+    fn new(socket: UdpSocket, names: Vec<IpAddr>) -> Self {
+        Self { socket: Mutex::new(Some(socket)), names, broken: Arc::default() }
+    }
+}
+
+/// A socket whose receiving side can be broken.
+#[derive(Debug)]
+struct TestSocket {
+    inner: UdpDatagrams,
+    broken: Arc<AtomicBool>,
+}
+
+impl Net for TestNet {
+    type Socket = TestSocket;
+
+    async fn bind(&self, _: SocketAddr) -> io::Result<TestSocket> {
+        let socket = self.socket.lock().unwrap().take().ok_or(io::ErrorKind::AddrInUse)?;
+        Ok(TestSocket { inner: UdpDatagrams::from_std(socket)?, broken: Arc::clone(&self.broken) })
+    }
+
+    async fn lookup(&self, _: &str) -> io::Result<Vec<IpAddr>> {
+        Ok(self.names.clone())
+    }
+
+    async fn local_ip_towards(&self, peer: SocketAddr) -> io::Result<IpAddr> {
+        UdpNet.local_ip_towards(peer).await
+    }
+}
+
+impl Datagrams for TestSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.inner.send_to(datagram, to).await
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.inner.recv_from(buffer).await
+    }
+
+    fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.inner.try_recv_from(buffer)
+    }
+}
+
+fn limiter() -> Limiter {
+    // An hour, so that no window ends while a test runs; twice in a million runs one does.
+    let policy = Policy { wait: Duration::from_millis(500), ..Policy::default() };
+    let quotas = [Quota::tokens(LIMIT).per(Duration::from_secs(3_600))];
+    Limiter::builder().deployment_with("model", quotas, policy).build().unwrap()
+}
+
+fn bound(ip: impl Into<IpAddr>) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind((ip.into(), 0)).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
+}
+
+fn config(seeds: Seeds, listen: SocketAddr, node: usize) -> ClusterConfig {
+    ClusterConfig {
+        listen,
+        node: format!("pod-{node}"),
+        interval: Duration::from_millis(20),
+        keys: KeyRing::of([7; 32]),
+        ..ClusterConfig::new(seeds)
+    }
+}
+
+/// Starts replicas that list one another.
+async fn fleet(size: usize) -> Vec<(Limiter, Cluster)> {
+    let sockets: Vec<_> = (0..size).map(|_| bound(Ipv4Addr::LOCALHOST)).collect();
+    let addrs: Vec<_> = sockets.iter().map(|(_, addr)| *addr).collect();
+    let mut fleet = Vec::new();
+    for (node, (socket, addr)) in sockets.into_iter().enumerate() {
+        let limiter = limiter();
+        let config = config(Seeds::Static(addrs.clone()), addr, node);
+        let cluster = Cluster::join(&limiter, config, TestNet::new(socket, Vec::new())).await.unwrap();
+        fleet.push((limiter, cluster));
+    }
+    for (limiter, _) in &fleet {
+        until("every replica has its share", || limiter.status().has_share).await;
+    }
+    fleet
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(5));
+    let met = async {
+        while !condition() {
+            looks.tick().await;
+        }
+    };
+    within(what, met).await;
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(done) => done,
+        Err(_) => panic!("it never came that {what}"),
+    }
+}
+
+/// Takes permits of 10 until the replica refuses; returns how many tokens.
+async fn spend_all(limiter: &Limiter) -> u64 {
+    let handle = limiter.handle("model").unwrap();
+    let mut spent = 0;
+    while let Ok(mut permit) = within("a decision is reached", handle.acquire(Claim::tokens(10))).await {
+        permit.start();
+        permit.settle(10);
+        spent += 10;
+    }
+    spent
+}
+
+#[tokio::test]
+async fn two_replicas_hold_one_limit_and_one_can_spend_it_all() {
+    let fleet = fleet(2).await;
+    // The first has half of it, the rest comes from the second.
+    assert_eq!(spend_all(&fleet[0].0).await, LIMIT);
+    assert_eq!(spend_all(&fleet[1].0).await, 0);
+}
+
+#[tokio::test]
+async fn three_replicas_at_once_never_go_over_and_leave_nothing() {
+    let fleet = fleet(3).await;
+    let (a, b, c) = tokio::join!(spend_all(&fleet[0].0), spend_all(&fleet[1].0), spend_all(&fleet[2].0));
+    let mut spent = a + b + c;
+    assert!(spent <= LIMIT, "{spent}");
+    // Who was refused while rights were under way tries again.
+    for (limiter, _) in &fleet {
+        spent += spend_all(limiter).await;
+    }
+    assert!(spent <= LIMIT, "{spent}");
+    assert!(spent >= LIMIT * 9 / 10, "{spent}");
+}
+
+#[tokio::test]
+async fn a_headless_name_is_enough_to_find_one_another() {
+    let (socket, first) = bound([127, 0, 0, 1]);
+    let port = first.port();
+    let mut sockets = vec![(socket, first)];
+    for last in 2..=3 {
+        // Another address of loopback: the port is free there unless the machine is very busy.
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), port)).unwrap();
+        let addr = socket.local_addr().unwrap();
+        sockets.push((socket, addr));
+    }
+    let names: Vec<_> = sockets.iter().map(|(_, addr)| addr.ip()).collect();
+    let mut fleet = Vec::new();
+    for (node, (socket, addr)) in sockets.into_iter().enumerate() {
+        let limiter = limiter();
+        let config = config(Seeds::Name { host: "quotum-headless".into(), port }, addr, node);
+        let cluster = Cluster::join(&limiter, config, TestNet::new(socket, names.clone())).await.unwrap();
+        fleet.push((limiter, cluster));
+    }
+    for (limiter, _) in &fleet {
+        until("every replica has its share", || limiter.status().has_share).await;
+    }
+    assert_eq!(spend_all(&fleet[2].0).await, LIMIT);
+}
+
+#[tokio::test]
+async fn the_failure_detector_sees_every_other_replica() {
+    let fleet = fleet(3).await;
+    for (_, cluster) in &fleet {
+        until("two others are seen alive", || cluster.stats().peers == 2).await;
+        let stats = cluster.stats();
+        assert!(stats.healthy && stats.frames_received > 0 && stats.bytes_sent > 0);
+        assert_eq!(stats.membership_restarts, 0);
+        let rejected: u64 = stats.frames_rejected.values().sum();
+        assert_eq!(rejected, 0, "{:?}", stats.frames_rejected);
+    }
+}
+
+#[tokio::test]
+async fn a_leaving_replica_hands_its_rights_over() {
+    let mut fleet = fleet(2).await;
+    let (_left, cluster) = fleet.remove(0);
+    within("it has left", cluster.leave()).await;
+    within("it has left already", cluster.leave()).await;
+    assert!(!cluster.stats().healthy);
+    drop(cluster);
+    assert_eq!(spend_all(&fleet[0].0).await, LIMIT);
+}
+
+#[tokio::test]
+async fn leaving_waits_for_what_is_in_flight() {
+    let mut fleet = fleet(2).await;
+    let (limiter, cluster) = fleet.remove(0);
+    let handle = limiter.handle("model").unwrap();
+    let permit = handle.try_acquire(Claim::tokens(100)).unwrap();
+    let leaving = cluster.leave();
+    tokio::pin!(leaving);
+    permit.refund();
+    within("it has left", leaving).await;
+    assert_eq!(spend_all(&fleet[0].0).await, LIMIT);
+}
+
+#[tokio::test]
+async fn a_dropped_cluster_stops_admitting_and_then_gives_the_port_up() {
+    let mut fleet = fleet(2).await;
+    let (limiter, cluster) = fleet.remove(0);
+    let addr = cluster.local_addr();
+    drop(cluster);
+    until("the port is free", || UdpSocket::bind(addr).is_ok()).await;
+    assert!(limiter.handle("model").unwrap().try_acquire(Claim::tokens(1)).is_err());
+}
+
+#[tokio::test]
+async fn a_lost_socket_stops_admission_and_is_reported() {
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let net = TestNet::new(socket, Vec::new());
+    let broken = Arc::clone(&net.broken);
+    let limiter = limiter();
+    let cluster = Cluster::join(&limiter, config(Seeds::Static(vec![addr]), addr, 0), net).await.unwrap();
+    until("it has its share", || limiter.status().has_share).await;
+    assert!(limiter.handle("model").unwrap().try_acquire(Claim::tokens(1)).is_ok());
+    broken.store(true, Ordering::Relaxed);
+    // Nothing arrives, so nothing fails until the loop looks again: a stranger's datagram.
+    let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    stranger.send_to(b"wake up", addr).unwrap();
+    until("it stops admitting", || limiter.handle("model").unwrap().try_acquire(Claim::tokens(1)).is_err()).await;
+    assert!(!cluster.stats().healthy);
+}
+
+#[tokio::test]
+async fn strangers_are_counted_and_never_answered() {
+    let mut fleet = fleet(2).await;
+    let (_, cluster) = fleet.remove(0);
+    let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    stranger.send_to(b"hello", cluster.local_addr()).unwrap();
+    stranger.send_to(&[0; 1_201], cluster.local_addr()).unwrap();
+    // Sealed with another key, by a replica that lists ours.
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let seeds = Seeds::Static(vec![cluster.advertise(), addr]);
+    let config = ClusterConfig { keys: KeyRing::of([8; 32]), ..config(seeds.clone(), addr, 8) };
+    let other = limiter();
+    let wrong_key = Cluster::join(&other, config, TestNet::new(socket, Vec::new())).await.unwrap();
+    // Sealed without one.
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let seeds = Seeds::Static(vec![cluster.advertise(), addr]);
+    let config = ClusterConfig { keys: KeyRing::unkeyed(), ..self::config(seeds, addr, 9) };
+    let another = limiter();
+    let unkeyed = Cluster::join(&another, config, TestNet::new(socket, Vec::new())).await.unwrap();
+
+    let rejected = |reason: &str| cluster.stats().frames_rejected[reason];
+    until("garbage is counted", || rejected("foreign") >= 1 && rejected("too_long") >= 1).await;
+    until("another key is counted", || rejected("key") >= 1).await;
+    until("no key is counted", || rejected("unsealed") >= 1).await;
+    assert_eq!(stranger.recv_from(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(wrong_key.stats().frames_received + unkeyed.stats().frames_received, 0);
+    assert!(!other.status().has_share && !another.status().has_share);
+}
+
+#[tokio::test]
+async fn alone_a_replica_has_everything_at_once() {
+    let limiter = limiter();
+    let config = ClusterConfig { listen: ([127, 0, 0, 1], 0).into(), ..ClusterConfig::new(Seeds::Alone) };
+    let cluster = Cluster::join(&limiter, config, UdpNet).await.unwrap();
+    assert_eq!(cluster.advertise(), cluster.local_addr());
+    assert_eq!(spend_all(&limiter).await, LIMIT);
+    within("it has left", cluster.leave()).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_safe_is_refused_before_anything_runs() {
+    let limiter = limiter();
+    let refused = async |config: ClusterConfig| Cluster::join(&limiter, config, UdpNet).await.unwrap_err();
+    let loopback = |seeds| ClusterConfig { listen: ([127, 0, 0, 1], 0).into(), ..ClusterConfig::new(seeds) };
+
+    let open = ClusterConfig::new(Seeds::Alone);
+    assert!(matches!(refused(open).await, JoinError::Unkeyed { .. }));
+    let advertised = ClusterConfig { advertise: Some("10.0.0.1:1".parse().unwrap()), ..loopback(Seeds::Alone) };
+    assert!(matches!(refused(advertised).await, JoinError::Unkeyed { .. }));
+    let any_port = loopback(Seeds::Static(vec![([127, 0, 0, 1], 1).into()]));
+    assert!(matches!(refused(any_port).await, JoinError::Seeds(SeedError::ListenPort)));
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let taken = ClusterConfig { listen: addr, ..loopback(Seeds::Static(vec![addr])) };
+    assert!(matches!(refused(taken.clone()).await, JoinError::Bind { .. }));
+    let unlisted = ClusterConfig { seeds: Seeds::Static(vec![([127, 0, 0, 1], 1).into()]), ..taken };
+    let net = TestNet::new(socket, Vec::new());
+    let error = Cluster::join(&limiter, unlisted, net).await.unwrap_err();
+    assert!(matches!(error, JoinError::Seeds(SeedError::NotListed { .. })));
+    let nameless = ClusterConfig { node: String::new(), ..loopback(Seeds::Alone) };
+    assert!(matches!(refused(nameless).await, JoinError::Node));
+    // After all that it is still a limiter that is alone.
+    assert_eq!(spend_all(&limiter).await, LIMIT);
+}
