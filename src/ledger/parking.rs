@@ -120,12 +120,20 @@ impl Ledger {
 
     /// Refuses parked requests whose time is up.
     pub(super) fn expire(&mut self, limit: usize, now: Timestamp) {
-        self.refuse_parked(limit, now, |parked| parked.deadline <= now);
+        let due = |parked: &Parked| parked.deadline <= now;
+        while let Some(place) = self.limits[limit].queue.iter().position(due) {
+            self.refuse_at(limit, place, now);
+            // What waited behind a larger one, and is due with it, may fit now.
+            self.serve(limit, now);
+        }
     }
 
     /// Refuses every parked request.
     pub(super) fn expire_all(&mut self, limit: usize, now: Timestamp) {
-        self.refuse_parked(limit, now, |_| true);
+        while !self.limits[limit].queue.is_empty() {
+            self.refuse_at(limit, 0, now);
+        }
+        self.serve(limit, now);
     }
 
     /// When something is due for the parked requests of a limit.
@@ -248,32 +256,21 @@ impl Ledger {
         Admission::Parked(ticket)
     }
 
-    fn refuse_parked(&mut self, limit: usize, now: Timestamp, refuse: impl Fn(&Parked) -> bool) {
-        let mut place = 0;
-        let mut any = false;
-        while let Some(parked) = self.limits[limit].queue.get(place) {
-            if !refuse(parked) {
-                place += 1;
-                continue;
-            }
-            let parked = self.limits[limit].queue.remove(place).expect("its place was just read");
-            any = true;
-            let key = self.short_of(limit, &parked.request, now).unwrap_or(self.limits[limit].keys[0]);
-            let amount = parked.request.claim.amount(self.keys[key].key.quota.unit());
-            let denied = self.refusal(key, amount, now);
-            let admission = if parked.request.observe {
-                self.limits[limit].observed += 1;
-                self.charge_all(limit, &parked.request, now);
-                Admission::Admitted(now)
-            } else {
-                self.count_refusal(limit, &parked.request.claim, &denied);
-                Admission::Denied(denied)
-            };
-            self.served.push_back((parked.ticket, admission));
-        }
-        if any {
-            self.serve(limit, now);
-        }
+    /// Refuses the parked request at this place of the queue.
+    fn refuse_at(&mut self, limit: usize, place: usize, now: Timestamp) {
+        let Some(parked) = self.limits[limit].queue.remove(place) else { return };
+        let key = self.short_of(limit, &parked.request, now).unwrap_or(self.limits[limit].keys[0]);
+        let amount = parked.request.claim.amount(self.keys[key].key.quota.unit());
+        let denied = self.refusal(key, amount, now);
+        let admission = if parked.request.observe {
+            self.limits[limit].observed += 1;
+            self.charge_all(limit, &parked.request, now);
+            Admission::Admitted(now)
+        } else {
+            self.count_refusal(limit, &parked.request.claim, &denied);
+            Admission::Denied(denied)
+        };
+        self.served.push_back((parked.ticket, admission));
     }
 
     /// Opens the windows a request is charged to.

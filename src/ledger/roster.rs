@@ -890,7 +890,9 @@ impl Roster {
     fn collect_garbage(&mut self, longest: Duration, now: Timestamp) {
         self.placeholders.retain(|_, placeholder| placeholder.gone.is_none_or(|gone| gone.plus(longest) > now));
         let keep = longest + REMEMBER_GONE;
-        let expired = |entry: &Entry| entry.gone.is_some_and(|gone| gone.plus(keep) <= now);
+        // Who leaves before it ever froze a window is gone from the epoch on; it must be
+        // remembered all the same, or its next mention would bring it back.
+        let expired = |entry: &Entry| entry.gone.is_some_and(|gone| gone.max(entry.heard).plus(keep) <= now);
         if !self.members.values().any(expired) {
             return;
         }

@@ -1,0 +1,92 @@
+//! Planted bugs: each must be caught by the oracle, or the simulator proves nothing.
+//!
+//! Knows which bug it plants and where: at the boundary of a replica, in what it hears,
+//! says and is told. Must not know how it will be caught. The invariant it keeps: without
+//! a canary nothing here changes anything.
+
+/// One planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Canary {
+    WindowLeak,
+    ScalarMaximum,
+    DroppedHits,
+    DeadSpendLost,
+    IncompleteList,
+    NoFloor,
+    NoAck,
+    AckOfZero,
+    AckOffByOne,
+    GoneTooEarly,
+    GoneOffByOne,
+    ReclaimByTimeout,
+    ShareTakenTwice,
+    ReusedId,
+    ShareWithoutEntitlement,
+    FirstWindowAdmit,
+    DoubleSettle,
+    DebtForgotten,
+    RequestAnsweredTwice,
+    GiftWithoutDebit,
+    GiftToAnother,
+    GiftCountedAtEachRepeat,
+    GiftUnderAnotherName,
+    ChargeOffByOne,
+    NoEdgeGuard,
+    AnswersLost,
+    SilentRefusal,
+    LeaksRefund,
+}
+
+impl Canary {
+    /// Every canary with its name, what is wrong, and the scenario that must catch it.
+    pub(crate) const ALL: &[(Self, &str, &str, &str)] = &[
+        (Self::WindowLeak, "window-leak", "a row of a closed window is merged into the running one (limitador)", "swarm"),
+        (Self::ScalarMaximum, "scalar-maximum", "peers' counters share one slot that is merged by maximum", "swarm"),
+        (Self::DroppedHits, "dropped-hits", "a part of the hits is missing in what is published", "swarm"),
+        (Self::DeadSpendLost, "dead-spend-lost", "what a dead replica spent is not passed on", "swarm"),
+        (Self::IncompleteList, "incomplete-list", "a newcomer joins on a list that lacks live replicas", "swarm"),
+        (Self::NoFloor, "no-floor", "a newcomer's floor is where the running window starts", "swarm"),
+        (Self::NoAck, "no-ack", "hearsay counts as an answer: a message that does not name the newcomer", "swarm"),
+        (Self::AckOfZero, "ack-of-zero", "an answer does not say from which window on the newcomer counts", "swarm"),
+        (Self::AckOffByOne, "ack-off-by-one", "an answer names the last frozen window, not the first unfrozen one", "swarm"),
+        (Self::GoneTooEarly, "gone-too-early", "a death is dated to the epoch: joiners and holders ignore its windows", "swarm"),
+        (Self::GoneOffByOne, "gone-off-by-one", "a leaver is gone in the last window that it froze", "swarm"),
+        (Self::ReclaimByTimeout, "reclaim-by-timeout", "a replica silent for 2 s is declared dead", "swarm"),
+        (Self::ShareTakenTwice, "share-taken-twice", "two workers of a pod own its share, each", "swarm"),
+        (Self::ReusedId, "reused-id", "a restarted process uses its old id", "swarm"),
+        (
+            Self::ShareWithoutEntitlement,
+            "share-without-entitlement",
+            "a newcomer takes its part of the running window before anybody counts it",
+            "swarm",
+        ),
+        (Self::FirstWindowAdmit, "first-window-admit", "a restarted fleet takes the running window again", "swarm"),
+        (Self::DoubleSettle, "double-settle", "a response's end is settled twice: refunded twice", "swarm"),
+        (Self::DebtForgotten, "debt-forgotten", "use above the reservation is not charged", "swarm"),
+        (Self::RequestAnsweredTwice, "request-answered-twice", "a replayed rights request is answered again", "swarm"),
+        (Self::GiftWithoutDebit, "gift-without-debit", "rights are published before they are debited, and are not", "swarm"),
+        (Self::GiftToAnother, "gift-to-another", "a gift to another replica is credited here too", "swarm"),
+        (
+            Self::GiftCountedAtEachRepeat,
+            "gift-at-each-repeat",
+            "gifts are added, not merged by maximum: each repeat credits again",
+            "swarm",
+        ),
+        (
+            Self::GiftUnderAnotherName,
+            "relayed-gift-twice",
+            "a relayed row is taken for one of the relaying replica: its gifts count twice",
+            "swarm",
+        ),
+        (Self::ChargeOffByOne, "charge-off-by-one", "one token less than reserved is charged", "swarm"),
+        (Self::NoEdgeGuard, "no-edge-guard", "a reservation near a window's end is charged to one window only", "edge"),
+        (Self::AnswersLost, "answers-lost", "a member never answers newcomers", "swarm"),
+        (Self::SilentRefusal, "silent-refusal", "a request is refused although this replica covers it", "swarm"),
+        (Self::LeaksRefund, "refund-lost", "a refund is not put back", "swarm"),
+    ];
+
+    /// Returns the canary with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known, ..)| *known == name).map(|(canary, ..)| *canary)
+    }
+}

@@ -1,0 +1,264 @@
+//! The simulated network: parcels become datagrams that are late, lost, repeated.
+//!
+//! Knows links between slots. Must not know what a datagram says, beyond what it takes to
+//! open it. The invariant it keeps: nothing arrives that was not sent, except what a fault
+//! forges; and no datagram is larger than a frame may be.
+
+use std::net::SocketAddr;
+
+use quotum::cluster::fragment::{Assembled, Kind};
+use quotum::cluster::frame::{MAX_AGE, MAX_DATAGRAM, MAX_PAYLOAD};
+use quotum::cluster::inbox::Content;
+use quotum::cluster::outbox::Parcel;
+use quotum::cluster::wire;
+use quotum::ledger::{Contact, Message, ReplicaId, Timestamp};
+
+use super::queue::Event;
+use super::world::World;
+use crate::Micros;
+use crate::rng::mix;
+
+/// Something under way.
+#[derive(Clone, Debug)]
+pub(super) struct Datagram {
+    pub(super) to: SocketAddr,
+    from_slot: usize,
+    bytes: Bytes,
+    /// Whether it has been delivered, or may have been, before.
+    repeated: bool,
+    delayed: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    /// As it is on the wire.
+    Sealed(Vec<u8>),
+    /// What a frame would say, without the cipher: a fifth of the time.
+    Open { contact: Contact, receiver: Option<ReplicaId>, version: u8, payload: Vec<u8> },
+}
+
+/// What is wrong with the network now.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    pub(super) loss: f64,
+    pub(super) delay: Micros,
+    pub(super) reorder: Micros,
+    pub(super) duplicate: f64,
+    pub(super) replay: f64,
+    pub(super) garbage: f64,
+    pub(super) other_versions: f64,
+    pub(super) one_way: Vec<(usize, usize)>,
+    pub(super) splits: Vec<(usize, u64)>,
+    pub(super) flaps: Vec<(usize, Micros)>,
+    pub(super) slow: Vec<(usize, Micros)>,
+    /// Datagrams of a while ago, to be replayed.
+    past: Vec<Datagram>,
+    past_cursor: usize,
+}
+
+impl Links {
+    /// Returns the component of a slot in the oldest split.
+    pub(super) fn component(&self, slot: usize) -> usize {
+        self.splits.first().map_or(0, |(ways, salt)| component(slot, *ways, *salt))
+    }
+
+    fn is_cut(&self, from: usize, to: usize, at: Micros) -> bool {
+        self.one_way.contains(&(from, to))
+            || self.splits.iter().any(|(ways, salt)| component(from, *ways, *salt) != component(to, *ways, *salt))
+            || self.flaps.iter().any(|(slot, period)| {
+                (*slot == from || *slot == to) && (*period == 0 || (at / period).is_multiple_of(2))
+            })
+    }
+}
+
+fn component(slot: usize, ways: usize, salt: u64) -> usize {
+    (mix(salt ^ slot as u64) % ways as u64) as usize
+}
+
+impl World {
+    /// Sends parcels of a replica.
+    pub(super) fn send(&mut self, replica: usize, parcels: Vec<Parcel>) {
+        let local = self.replicas[replica].local_ms(self.at, self.plan.phase);
+        for parcel in parcels {
+            assert!(parcel.payload.len() <= MAX_PAYLOAD, "a payload of {} bytes fits no frame", parcel.payload.len());
+            self.trace.note_bytes(&parcel.payload);
+            let sent_at = Timestamp::from_unix_ms(local);
+            let Some(process) = &self.replicas[replica].process else { return };
+            let bytes = if self.plan.sealed {
+                let mut nonce = [0; 24];
+                nonce.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.network_rng.next().to_le_bytes()));
+                let frame = parcel.seal(&process.frames, sent_at, nonce);
+                assert!(frame.len() <= MAX_DATAGRAM, "a datagram of {} bytes", frame.len());
+                Bytes::Sealed(frame)
+            } else {
+                let contact = Contact { from: self.replicas[replica].id, sent_at, echo: parcel.echo };
+                Bytes::Open {
+                    contact,
+                    receiver: parcel.receiver,
+                    version: wire::WIRE_VERSION,
+                    payload: parcel.payload,
+                }
+            };
+            let from_slot = self.replicas[replica].slot;
+            self.put_on_the_wire(Datagram { to: parcel.to, from_slot, bytes, repeated: false, delayed: false });
+        }
+    }
+
+    fn put_on_the_wire(&mut self, datagram: Datagram) {
+        let Some(to_slot) = super::faults::slot_of(datagram.to) else { return };
+        let loss = self.plan.network.loss.max(self.links.loss);
+        if self.links.is_cut(datagram.from_slot, to_slot, self.at)
+            || (loss > 0.0 && self.network_rng.chance(loss))
+        {
+            return;
+        }
+        self.forge(&datagram);
+        if self.links.duplicate > 0.0 && self.network_rng.chance(self.links.duplicate) {
+            let delay = self.delay() + self.network_rng.below(50_000);
+            let twin = Datagram { repeated: true, ..datagram.clone() };
+            self.queue.push(self.at + delay, Event::Datagram(Box::new(twin)));
+        }
+        if self.links.replay > 0.0 {
+            self.remember(&datagram);
+        }
+        let delay = self.delay();
+        self.queue.push(self.at + delay, Event::Datagram(Box::new(datagram)));
+    }
+
+    fn delay(&mut self) -> Micros {
+        let (least, most) = self.plan.network.delay;
+        let mut delay = self.network_rng.between(least, most);
+        if self.network_rng.chance(self.plan.network.tail) {
+            delay *= 10;
+        }
+        if self.links.reorder > 0 {
+            delay += self.network_rng.below(self.links.reorder);
+        }
+        delay + self.links.delay
+    }
+
+    /// Keeps some datagrams and brings old ones back.
+    fn remember(&mut self, datagram: &Datagram) {
+        if self.links.past.len() < 256 {
+            self.links.past.push(datagram.clone());
+        } else if self.network_rng.chance(0.1) {
+            self.links.past_cursor = (self.links.past_cursor + 1) % 256;
+            let cursor = self.links.past_cursor;
+            self.links.past[cursor] = datagram.clone();
+        }
+        if self.network_rng.chance(self.links.replay) {
+            let old = self.links.past[self.network_rng.index(self.links.past.len())].clone();
+            let delay = self.delay() + 100_000;
+            self.queue.push(self.at + delay, Event::Datagram(Box::new(Datagram { repeated: true, ..old })));
+        }
+    }
+
+    /// Sends garbage and other versions beside a datagram.
+    fn forge(&mut self, datagram: &Datagram) {
+        if self.links.garbage > 0.0 && self.network_rng.chance(self.links.garbage) {
+            let mut forged = datagram.clone();
+            let flip = self.network_rng.next();
+            match &mut forged.bytes {
+                // Anybody can send these: the seal must not open.
+                Bytes::Sealed(bytes) => {
+                    let place = flip as usize % bytes.len();
+                    bytes[place] ^= (flip >> 32) as u8 | 1;
+                }
+                // No cipher stands in front of the decoder here, so what it accepts would
+                // be a lie of a key holder: these are cut short, which it must refuse.
+                Bytes::Open { payload, .. } => {
+                    let cut = flip as usize % payload.len().max(1);
+                    payload.truncate(cut);
+                    payload.push(0xee);
+                }
+            }
+            let delay = self.delay();
+            self.queue.push(self.at + delay, Event::Datagram(Box::new(forged)));
+        }
+        if self.links.other_versions > 0.0 && self.network_rng.chance(self.links.other_versions) {
+            let mut forged = datagram.clone();
+            match &mut forged.bytes {
+                Bytes::Sealed(bytes) => bytes[2] = bytes[2].wrapping_add(1),
+                Bytes::Open { version, .. } => *version = version.wrapping_add(1),
+            }
+            let delay = self.delay();
+            self.queue.push(self.at + delay, Event::Datagram(Box::new(forged)));
+        }
+    }
+
+    /// A datagram arrives at an address.
+    pub(super) fn deliver(&mut self, mut datagram: Datagram) {
+        let Some(&replica) = self.by_addr.get(&datagram.to) else { return };
+        let slot = self.replicas[replica].slot;
+        if !datagram.delayed && let Some((_, by)) = self.links.slow.iter().find(|(slow, _)| *slow == slot) {
+            datagram.delayed = true;
+            let at = self.at + by;
+            self.queue.push(at, Event::Datagram(Box::new(datagram)));
+            return;
+        }
+        let repeated = datagram.repeated;
+        let local = Timestamp::from_unix_ms(self.set_clock(replica));
+        let Some((contact, messages)) = self.open(replica, datagram, local) else { return };
+        self.trace.note(&[2, replica as u64, contact.sent_at.unix_ms(), messages.len() as u64]);
+        let from = self.by_id.get(&contact.from).copied();
+        self.line(Some(replica), || {
+            let kinds: Vec<String> = messages.iter().map(describe).collect();
+            format!("hears replica {from:?}: {}", kinds.join("; "))
+        });
+        self.receive(replica, contact, messages, repeated);
+    }
+
+    fn open(&mut self, replica: usize, datagram: Datagram, now: Timestamp) -> Option<(Contact, Vec<Message>)> {
+        let me = self.replicas[replica].id;
+        let process = self.replicas[replica].process.as_mut()?;
+        match datagram.bytes {
+            Bytes::Sealed(mut bytes) => {
+                let received = process.inbox.receive(&mut bytes, now).ok()?;
+                match received.content {
+                    Content::Messages(messages) => Some((received.contact, messages)),
+                    Content::Nothing | Content::Chitchat(_) => Some((received.contact, Vec::new())),
+                }
+            }
+            Bytes::Open { contact, receiver, version, payload } => {
+                // The checks of `Frames::open`, in its order.
+                if version != wire::WIRE_VERSION
+                    || contact.from == me
+                    || receiver.is_some_and(|receiver| receiver != me)
+                    || now.since(contact.sent_at) > MAX_AGE
+                {
+                    return None;
+                }
+                match process.assembler.accept(contact.from, &payload, now).ok()? {
+                    Assembled::Empty => Some((contact, Vec::new())),
+                    Assembled::Partial => {
+                        self.reached.insert("fragments");
+                        Some((contact, Vec::new()))
+                    }
+                    Assembled::Whole(Kind::Messages, bytes) => Some((contact, wire::decode(version, &bytes).ok()?)),
+                    Assembled::Whole(..) => Some((contact, Vec::new())),
+                }
+            }
+        }
+    }
+}
+
+fn describe(message: &Message) -> String {
+    match message {
+        Message::Row(row) => format!(
+            "row of {} for {:?} v{}: reserved {} refunded {} spendable {} given {:?}",
+            row.replica, row.window, row.version, row.reserved, row.refunded, row.spendable, row.given
+        ),
+        Message::Request(request) => format!(
+            "asks {:?} {}..{} in {:?}, number {}",
+            request.kind, request.need, request.want, request.window, request.seq
+        ),
+        Message::Roster(roster) => {
+            let members: Vec<String> = roster
+                .members
+                .iter()
+                .map(|member| format!("{}@{} counts {:?} gone {:?}", member.id, member.slot.addr, member.counts, member.gone))
+                .collect();
+            format!("roster of {} r{} floor {:?}: {}", roster.from, roster.revision, roster.floor, members.join(", "))
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! One run: the state of the world and the loop over its events.
+//!
+//! Knows everything there is, for the files beside it. Must not know what a scenario is
+//! meant to show. The invariant it keeps: after every event each replica's transmits,
+//! wake-ups and deadlines have been taken, as the product's loop takes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use quotum::ledger::ReplicaId;
+
+use super::boundary::Boundary;
+use super::directory::Registry;
+use super::measure::Measure;
+use super::network::Links;
+use super::pod::{EPOCH_MS, Replica};
+use super::queue::{Event, Queue};
+use crate::Micros;
+use crate::canary::Canary;
+use crate::oracle::{Figures, Oracle, Violation};
+use crate::rng::Rng;
+use crate::scenario::Plan;
+use crate::trace::{Line, Trace};
+use crate::workload::{Arrivals, zipf_weights};
+
+/// How a run is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RunOptions {
+    /// Whether every event leaves a line.
+    pub(crate) trace: bool,
+    pub(crate) canary: Option<Canary>,
+    /// Breaks determinism on purpose, to prove that the check sees it.
+    pub(crate) entropy: Option<u64>,
+}
+
+/// What a run has shown.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) hash: u64,
+    pub(crate) violation: Option<Violation>,
+    pub(crate) figures: Figures,
+    pub(crate) reached: BTreeSet<&'static str>,
+    /// Admitted against the undivided counter and against a counter per component.
+    pub(crate) efficiency: Option<f64>,
+    pub(crate) efficiency_of_components: Option<f64>,
+    pub(crate) lines: Vec<Line>,
+}
+
+/// Carries out a plan.
+pub(crate) fn run(plan: &Plan, options: RunOptions) -> Outcome {
+    let mut world = World::new(plan.clone(), options);
+    world.begin();
+    while let Some((at, event)) = world.queue.pop() {
+        if at > world.plan.end || world.oracle.violation.is_some() {
+            break;
+        }
+        world.at = at;
+        world.step(event);
+    }
+    world.at = world.plan.end;
+    world.finish()
+}
+
+/// Everything there is in one run.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) options: RunOptions,
+    pub(super) at: Micros,
+    pub(super) queue: Queue,
+    pub(super) trace: Trace,
+    pub(super) oracle: Oracle,
+    pub(super) reached: BTreeSet<&'static str>,
+    /// Every incarnation that ever was; its place is its number.
+    pub(super) replicas: Vec<Replica>,
+    /// Which incarnation listens where.
+    pub(super) by_addr: BTreeMap<SocketAddr, usize>,
+    pub(super) by_id: BTreeMap<ReplicaId, usize>,
+    /// The slots' addresses; a slot may be empty.
+    pub(super) slots: Vec<SocketAddr>,
+    pub(super) registry: Registry,
+    pub(super) links: Links,
+    pub(super) boundary: Boundary,
+    pub(super) arrivals: Arrivals,
+    pub(super) measure: Option<Measure>,
+    pub(super) weights: Vec<f64>,
+    pub(super) network_rng: Rng,
+    pub(super) pods_rng: Rng,
+    pub(super) next_permit: u64,
+    /// Rights requests that reached their donor: donor, requester, number.
+    pub(super) answered: BTreeSet<(usize, ReplicaId, u64)>,
+    /// When somebody last started, joined, died or was proven dead.
+    pub(super) last_change: Micros,
+}
+
+impl World {
+    fn new(plan: Plan, options: RunOptions) -> Self {
+        let edge_ms = plan.edge.as_millis() as u64;
+        let check_upstream = plan.clock_range_ms == 0 && plan.drift_ppm == 0;
+        let slots = (0..plan.slots + plan.ghosts).map(super::directory::address).collect();
+        let mut network_rng = Rng::stream(plan.seed, "network");
+        if let Some(entropy) = options.entropy {
+            network_rng = Rng::stream(plan.seed ^ entropy, "network");
+        }
+        Self {
+            at: 0,
+            queue: Queue::default(),
+            trace: Trace::new(options.trace),
+            oracle: Oracle::new(&plan.quotas, edge_ms, plan.promise, check_upstream),
+            reached: BTreeSet::new(),
+            replicas: Vec::new(),
+            by_addr: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            slots,
+            registry: Registry::default(),
+            links: Links::default(),
+            boundary: Boundary::new(options.canary),
+            arrivals: Arrivals::new(plan.workload.clone(), plan.seed),
+            measure: plan.measure_from.map(|from| Measure::new(&plan, from)),
+            weights: zipf_weights(plan.slots + 64),
+            network_rng,
+            pods_rng: Rng::stream(plan.seed, "pods"),
+            next_permit: 0,
+            answered: BTreeSet::new(),
+            last_change: 0,
+            plan,
+            options,
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.plan.ghosts > 0 {
+            self.reach("a listed replica never starts");
+            for ghost in self.plan.slots..self.slots.len() {
+                self.registry.register(self.slots[ghost], 0);
+            }
+        }
+        for slot in 0..self.plan.slots {
+            let at = self.pods_rng.below(self.plan.start_spread.max(1));
+            self.queue.push(at, Event::Start { slot });
+        }
+        for fault in 0..self.plan.faults.len() {
+            let (at, until) = (self.plan.faults[fault].at, self.plan.faults[fault].until);
+            self.queue.push(at, Event::Begin { fault });
+            self.queue.push(until, Event::Finish { fault });
+        }
+        let first = self.arrivals.next(1.0);
+        self.queue.push(first.at, Event::Arrival(Box::new(first)));
+        self.queue.push(CHECK_EVERY, Event::Check);
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Start { slot } => self.start(slot),
+            Event::Tick { replica } => self.tick(replica),
+            Event::Timeout { replica, at_ms } => self.timeout(replica, at_ms),
+            Event::Lookup { replica } => self.lookup(replica),
+            Event::Datagram(datagram) => self.deliver(*datagram),
+            Event::Arrival(request) => self.arrive(*request),
+            Event::Retry(request) => self.offer(*request),
+            Event::End { replica, permit } => self.end(replica, permit),
+            Event::GoAway { replica, ticket } => self.go_away(replica, ticket),
+            Event::Begin { fault } => self.begin_fault(fault),
+            Event::Finish { fault } => self.finish_fault(fault),
+            Event::Roll { slots, pause, same_slot } => self.roll_on(slots, pause, same_slot),
+            Event::Delist { addr } => self.delist(addr),
+            Event::Check => {
+                self.check();
+                self.queue.push(self.at + CHECK_EVERY, Event::Check);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Outcome {
+        if self.oracle.violation.is_none() {
+            self.check();
+            self.check_end();
+        }
+        self.oracle.finish();
+        let (mut efficiency, mut efficiency_of_components) = (None, None);
+        if let Some(measure) = self.measure.take() {
+            (efficiency, efficiency_of_components) = measure.results(&self.oracle, &self.plan, self.at);
+        }
+        // What is left alive dies here, outside of the run: its permits' refunds count for
+        // nobody.
+        self.replicas.clear();
+        Outcome {
+            hash: self.trace.hash(),
+            violation: self.oracle.violation,
+            figures: self.oracle.figures,
+            reached: self.reached,
+            efficiency,
+            efficiency_of_components,
+            lines: self.trace.into_lines(),
+        }
+    }
+
+    /// True time now, in milliseconds since the Unix epoch.
+    pub(super) fn true_ms(&self) -> u64 {
+        EPOCH_MS + (self.plan.phase + self.at) / 1_000
+    }
+
+    pub(super) fn in_calm(&self) -> bool {
+        self.at >= self.plan.storm
+    }
+
+    pub(super) fn reach(&mut self, what: &'static str) {
+        self.reached.insert(what);
+    }
+
+    pub(super) fn line(&mut self, replica: Option<usize>, text: impl FnOnce() -> String) {
+        self.trace.line(self.at, replica, text);
+    }
+}
+
+/// How often the oracle looks inside.
+const CHECK_EVERY: Micros = 200_000;

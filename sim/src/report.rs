@@ -1,0 +1,180 @@
+//! What a sweep prints: figures as JSON or a table, failures as something to act on.
+//!
+//! Knows the contract of architecture.md section 7. Must not know how a run is carried
+//! out. The invariant it keeps: every failure ends in one command that repeats it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::events::Outcome;
+use crate::oracle::Violation;
+use crate::scenario::{Plan, Promise, Scenario};
+use crate::trace::Line;
+
+/// The figures of one scenario.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) seeds: u64,
+    pub(crate) windows: u64,
+    pub(crate) overshoot_max: i64,
+    pub(crate) uncovered_max: i64,
+    pub(crate) violations: u64,
+    efficiencies: Vec<f64>,
+    components: Vec<f64>,
+    wrongful: Vec<f64>,
+    pub(crate) measured_over_bound: f64,
+    pub(crate) simulated_seconds: f64,
+    pub(crate) wall_seconds: f64,
+    pub(crate) reached: BTreeMap<&'static str, u64>,
+    pub(crate) hash: u64,
+}
+
+impl Summary {
+    /// Adds the outcome of one seed.
+    pub(crate) fn add(&mut self, plan: &Plan, outcome: &Outcome, runs: u64) {
+        let figures = &outcome.figures;
+        self.seeds += 1;
+        self.windows += figures.windows;
+        self.overshoot_max = self.overshoot_max.max(figures.overshoot_max);
+        self.uncovered_max = self.uncovered_max.max(figures.uncovered_max);
+        self.violations += u64::from(outcome.violation.is_some());
+        self.efficiencies.extend(outcome.efficiency);
+        self.components.extend(outcome.efficiency_of_components);
+        if figures.measured_offered > 0 {
+            self.wrongful.push(figures.measured_wrongful as f64 / figures.measured_offered as f64);
+        }
+        self.measured_over_bound = self.measured_over_bound.max(figures.measured_over_bound);
+        self.simulated_seconds += plan.end as f64 / 1e6 * runs as f64;
+        for what in &outcome.reached {
+            *self.reached.entry(what).or_default() += 1;
+        }
+        self.hash = crate::rng::mix(self.hash ^ outcome.hash);
+    }
+
+    /// Returns what the scenario requires of its seeds together and did not get.
+    pub(crate) fn shortfalls(&self, scenario: &Scenario) -> Vec<String> {
+        let mut short = Vec::new();
+        if self.seeds < ENOUGH {
+            return short;
+        }
+        let requires = &scenario.requires;
+        let mut at_least = |what: &str, mean: Option<f64>, least: f64| {
+            if least > 0.0 && mean.is_none_or(|mean| mean < least) {
+                short.push(format!("{what} is {mean:.4?}, at least {least} is required"));
+            }
+        };
+        at_least("mean efficiency", mean(&self.efficiencies), requires.efficiency);
+        at_least("mean efficiency of components", mean(&self.components), requires.efficiency_of_components);
+        for (what, share) in requires.sometimes {
+            let reached = self.reached.get(what).copied().unwrap_or(0) as f64 / self.seeds as f64;
+            at_least(&format!("the share of seeds that reached {what:?}"), Some(reached), *share);
+        }
+        if let (Some(most), Some(mean)) = (requires.wrongful, mean(&self.wrongful))
+            && mean > most
+        {
+            short.push(format!("wrongful refusals are {mean:.4}, at most {most} are allowed"));
+        }
+        if requires.uncovered && self.uncovered_max == 0 {
+            short.push("nothing was ever uncovered: the bound on it was not tested".to_owned());
+        }
+        short
+    }
+
+    /// Returns the object of the contract.
+    pub(crate) fn json(&self, scenario: &Scenario) -> String {
+        let number = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.6}"));
+        let least = self.efficiencies.iter().copied().reduce(f64::min);
+        let mut text = format!("{{\"scenario\":\"{}\",\"layer\":\"events\",\"mode\":\"strict\"", scenario.name);
+        let _ = write!(
+            text,
+            ",\"seeds\":{},\"windows\":{},\"overshoot_tokens_max\":{},\"uncovered_tokens_max\":{},\"violations\":{}",
+            self.seeds, self.windows, self.overshoot_max.max(0), self.uncovered_max.max(0), self.violations
+        );
+        let _ = write!(
+            text,
+            ",\"efficiency_mean\":{},\"efficiency_min\":{},\"efficiency_components_mean\":{},\"wrongful_refusals\":{}",
+            number(mean(&self.efficiencies)),
+            number(least),
+            number(mean(&self.components)),
+            number(mean(&self.wrongful))
+        );
+        let _ = write!(
+            text,
+            ",\"measured_over_bound_max\":{:.6},\"simulated_seconds\":{:.0},\"wall_seconds\":{:.2}}}",
+            self.measured_over_bound, self.simulated_seconds, self.wall_seconds
+        );
+        text
+    }
+
+    /// Returns a line for people.
+    pub(crate) fn line(&self, scenario: &Scenario) -> String {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+        format!(
+            "{:<20} {:>6} seeds {:>8} windows  over {:>6}  uncovered {:>7}  violations {:>3}  efficiency {:>6} (min {:>6})  components {:>6}  wrongful {:>6}  of bound {:.3}  {:.0} s in {:.1} s",
+            scenario.name,
+            self.seeds,
+            self.windows,
+            self.overshoot_max.max(0),
+            self.uncovered_max.max(0),
+            self.violations,
+            number(mean(&self.efficiencies)),
+            number(self.efficiencies.iter().copied().reduce(f64::min)),
+            number(mean(&self.components)),
+            number(mean(&self.wrongful)),
+            self.measured_over_bound,
+            self.simulated_seconds,
+            self.wall_seconds
+        )
+    }
+}
+
+/// Returns the report of one failure: what, when, under which faults, what each replica
+/// did around it, and the command that repeats it.
+pub(crate) fn failure(scenario: &Scenario, plan: &Plan, shrunk: &Plan, violation: &Violation, lines: &[Line]) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "VIOLATED: {} at {:.6} s", violation.invariant, violation.at as f64 / 1e6);
+    let _ = writeln!(text, "  {}", violation.text);
+    if let Promise::Bounded { broken, .. } = plan.promise {
+        let _ = writeln!(text, "  condition broken in this scenario: {broken}");
+    }
+    let quotas: Vec<String> = plan.quotas.iter().map(ToString::to_string).collect();
+    let _ = writeln!(text, "  {} replicas, {}, seed {}", plan.slots, quotas.join(" and "), plan.seed);
+    let _ = writeln!(text, "FAULTS: {} of {} are enough", shrunk.faults.len(), plan.faults.len());
+    for scheduled in &shrunk.faults {
+        let (at, until) = (scheduled.at as f64 / 1e6, scheduled.until as f64 / 1e6);
+        let _ = writeln!(text, "  {at:>10.6} .. {until:>10.6}  {:?}", scheduled.fault);
+    }
+    let near: Vec<&Line> = lines
+        .iter()
+        .filter(|line| line.at + AROUND >= violation.at && line.at <= violation.at + AROUND / 10)
+        .collect();
+    let mut replicas: Vec<Option<usize>> = near.iter().map(|line| line.replica).collect();
+    replicas.sort_unstable();
+    replicas.dedup();
+    for replica in replicas {
+        let name = replica.map_or("THE WORLD".to_owned(), |replica| format!("REPLICA {replica}"));
+        let _ = writeln!(text, "{name}");
+        let own: Vec<&&Line> = near.iter().filter(|line| line.replica == replica).collect();
+        for line in own.iter().skip(own.len().saturating_sub(MOST_LINES)) {
+            let _ = writeln!(text, "  {:>10.6}  {}", line.at as f64 / 1e6, line.text);
+        }
+    }
+    let _ = writeln!(text, "{}", replay_command(scenario, plan.seed));
+    text
+}
+
+/// Returns the command that repeats a seed.
+pub(crate) fn replay_command(scenario: &Scenario, seed: u64) -> String {
+    format!("cargo run --release -p quotum-sim -- replay --scenario {} --seed {seed}", scenario.name)
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Means over fewer seeds say nothing.
+const ENOUGH: u64 = 50;
+
+/// How much of a timeline is shown before a violation.
+const AROUND: crate::Micros = 1_500_000;
+const MOST_LINES: usize = 40;
