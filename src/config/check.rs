@@ -1,0 +1,353 @@
+//! From what was written to what can be served: node, gossip, proxy and admin.
+//!
+//! Knows what every setting may be and who wins. Must not know how it is used. The
+//! invariant it keeps: it goes on after a problem, so that one run shows them all, and
+//! nothing it could not understand reaches the [`Config`].
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use quotum::cluster::{KeyRing, Seeds};
+use quotum::ledger::{FirstWindow, OnSilence};
+use serde_saphyr::{Location, Spanned};
+
+use super::file::{File, Text};
+use super::scalar::{address, duration, size};
+use super::{
+    ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, PROXY_PORT, Problem, Proxy,
+    Secret,
+};
+
+mod deployment;
+
+/// The longest node name: what a roster message has room for.
+const MAX_NAME: usize = 128;
+
+/// Returns the configuration, or everything that is wrong with it.
+pub(super) fn check(file: File, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+    let mut check = Check { name, env, problems: Vec::new() };
+    if let Some(path) = &file.litellm_config {
+        check.unsupported(path.referenced, "litellm_config", "LiteLLM's config file; list the deployments here");
+    }
+    let deployments = deployment::deployments(&mut check, file.deployments);
+    let embedded_stub = deployments.is_empty();
+    let node = check.node(file.node.name, flags);
+    let gossip = check.gossip(file.gossip, flags);
+    let proxy = check.proxy(file.proxy, flags);
+    let loopback_by_default = embedded_stub && check.problems.is_empty();
+    let admin =
+        check.pick(&flags.admin_listen, "--admin-listen", "QUOTUM_ADMIN_LISTEN", file.admin.listen, "admin.listen");
+    let admin_default = if loopback_by_default { loopback(ADMIN_PORT) } else { Listen::Everywhere(ADMIN_PORT) };
+    let admin = check.listen(admin).unwrap_or(admin_default);
+    if check.problems.is_empty() {
+        Ok(Config { node, gossip, proxy, admin, deployments, embedded_stub })
+    } else {
+        Err(ConfigError { problems: check.problems })
+    }
+}
+
+/// A setting somebody made, and where.
+struct Setting {
+    text: String,
+    place: String,
+    field: String,
+}
+
+struct Check<'a> {
+    name: &'a str,
+    env: Environment<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn place(&self, at: Location) -> String {
+        if at.line() == 0 { self.name.to_owned() } else { format!("{}:{}:{}", self.name, at.line(), at.column()) }
+    }
+
+    fn problem(&mut self, at: Location, field: impl Into<String>, message: impl Into<String>) {
+        let place = self.place(at);
+        self.problems.push(Problem { place, field: field.into(), message: message.into(), unreadable: false });
+    }
+
+    fn unsupported(&mut self, at: Location, field: impl Into<String>, what: &str) {
+        self.problem(at, field, format!("not supported yet by this version: {what}"));
+    }
+
+    fn wrong(&mut self, setting: &Setting, message: impl Into<String>) {
+        self.problems.push(Problem {
+            place: setting.place.clone(),
+            field: setting.field.clone(),
+            message: message.into(),
+            unreadable: false,
+        });
+    }
+
+    /// Returns who wins: flag, then environment, then file.
+    fn pick(&self, flag: &Option<String>, flag_name: &str, variable: &str, file: Text, field: &str) -> Option<Setting> {
+        if let Some(text) = flag {
+            return Some(Setting { text: text.clone(), place: "flag".into(), field: flag_name.into() });
+        }
+        if let Some(text) = (self.env)(variable) {
+            return Some(Setting { text, place: "environment".into(), field: variable.into() });
+        }
+        file.map(|text| self.written(text, field))
+    }
+
+    fn written(&self, text: Spanned<String>, field: impl Into<String>) -> Setting {
+        Setting { place: self.place(text.referenced), text: text.value, field: field.into() }
+    }
+
+    /// Returns what `parse` makes of the setting; `None` if there is none or it is wrong.
+    fn parsed<T>(&mut self, setting: Option<Setting>, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let setting = setting?;
+        parse(&setting.text).map_err(|message| self.wrong(&setting, message)).ok()
+    }
+
+    /// Returns the duration written in the file, which must lie in `range`.
+    fn duration(&mut self, text: Text, field: &str, default: Duration, range: (Duration, Duration)) -> Duration {
+        let setting = text.map(|text| self.written(text, field));
+        let parsed = self.parsed(setting, |text| {
+            let value = duration(text)?;
+            if value < range.0 || value > range.1 {
+                return Err(format!("`{text}` is out of range; it must lie between {:?} and {:?}", range.0, range.1));
+            }
+            Ok(value)
+        });
+        parsed.unwrap_or(default)
+    }
+
+    fn choice<T: Copy>(&mut self, text: Text, field: &str, choices: &[(&str, T)]) -> T {
+        let setting = text.map(|text| self.written(text, field));
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        let parsed = self.parsed(setting, |text| {
+            let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+            found.ok_or_else(|| format!("`{text}` is not one of: {}", names.join(", ")))
+        });
+        parsed.unwrap_or(choices[0].1)
+    }
+
+    fn listen(&mut self, setting: Option<Setting>) -> Option<Listen> {
+        self.parsed(setting, |text| address(text).map(Listen::At))
+    }
+
+    fn node(&mut self, file: Text, flags: &Flags) -> String {
+        let setting = self.pick(&flags.node, "--node", "QUOTUM_NODE", file, "node.name");
+        self.parsed(setting, name).unwrap_or_else(hostname)
+    }
+
+    fn gossip(&mut self, file: super::file::Gossip, flags: &Flags) -> Gossip {
+        let cluster = self.pick(&flags.cluster, "--cluster", "QUOTUM_CLUSTER", file.cluster, "gossip.cluster");
+        let cluster = self.parsed(cluster, name).unwrap_or_else(|| "quotum".into());
+        let listen =
+            self.pick(&flags.gossip_listen, "--gossip-listen", "QUOTUM_GOSSIP_LISTEN", file.listen, "gossip.listen");
+        let listen = self.listen(listen).unwrap_or(Listen::Everywhere(GOSSIP_PORT));
+        let advertise = self.pick(
+            &flags.gossip_advertise,
+            "--gossip-advertise",
+            "QUOTUM_GOSSIP_ADVERTISE",
+            file.advertise,
+            "gossip.advertise",
+        );
+        let advertise = self.parsed(advertise, |text| match address(text)? {
+            at if at.ip().is_unspecified() || at.port() == 0 => {
+                Err(format!("`{text}` is not an address peers can send to; name this pod's own IP and port"))
+            }
+            at => Ok(at),
+        });
+        let key_file = self.pick(
+            &flags.gossip_key_file,
+            "--gossip-key-file",
+            "QUOTUM_GOSSIP_KEY_FILE",
+            file.key_file,
+            "gossip.key_file",
+        );
+        let keys = key_file.and_then(|setting| self.keys(&setting)).unwrap_or_else(KeyRing::unkeyed);
+        let seeds = self.seeds(file.seeds, flags, listen, advertise);
+        if seeds != Seeds::Alone
+            && !keys.is_keyed()
+            && !file.insecure
+            && !is_loopback(listen)
+            && self.problems.is_empty()
+        {
+            self.problem(
+                Location::UNKNOWN,
+                "gossip.key_file",
+                "without a key pods may only gossip on loopback; name a key file, or set gossip.insecure: true \
+                 where nobody else can reach the port",
+            );
+        }
+        let ms = Duration::from_millis;
+        let day = Duration::from_secs(86_400);
+        Gossip {
+            cluster,
+            listen,
+            advertise,
+            seeds,
+            interval: self.duration(file.interval, "gossip.interval", ms(100), (ms(10), ms(10_000))),
+            keys,
+            insecure: file.insecure,
+            absent_for: self.duration(file.absent_for, "gossip.absent_for", ms(300_000), (ms(60_000), day)),
+            on_silence: self.choice(
+                file.on_silence,
+                "gossip.on_silence",
+                &[("fair_share", OnSilence::FairShare), ("closed", OnSilence::Closed)],
+            ),
+            patience: self.duration(file.patience, "gossip.patience", ms(30_000), (ms(0), day)),
+            first_window: self.choice(
+                file.first_window,
+                "gossip.first_window",
+                &[("admit", FirstWindow::Admit), ("wait", FirstWindow::Wait)],
+            ),
+        }
+    }
+
+    fn seeds(
+        &mut self,
+        file: Option<Spanned<Vec<Spanned<String>>>>,
+        flags: &Flags,
+        listen: Listen,
+        advertise: Option<SocketAddr>,
+    ) -> Seeds {
+        let list = file.as_ref().map(|list| self.place(list.referenced));
+        let entries = match self.pick(&flags.seeds, "--seeds", "QUOTUM_SEEDS", None, "gossip.seeds") {
+            Some(Setting { text, place, field }) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|entry| !entry.is_empty())
+                .map(|entry| Setting { text: entry.into(), place: place.clone(), field: field.clone() })
+                .collect(),
+            None => file
+                .map_or_else(Vec::new, |list| list.value)
+                .into_iter()
+                .enumerate()
+                .map(|(i, entry)| self.written(entry, format!("gossip.seeds[{i}]")))
+                .collect::<Vec<_>>(),
+        };
+        let Some(first) = entries.first() else { return Seeds::Alone };
+        let whole = Setting {
+            text: String::new(),
+            place: list
+                .filter(|_| first.place != "environment" && first.place != "flag")
+                .unwrap_or(first.place.clone()),
+            field: first.field.split('[').next().unwrap_or_default().to_owned(),
+        };
+        let before = self.problems.len();
+        for entry in &entries {
+            if let Err(error) = Seeds::parse(&[&entry.text]) {
+                self.wrong(entry, error.to_string());
+            }
+        }
+        if self.problems.len() > before {
+            return Seeds::Alone;
+        }
+        let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+        let seeds = Seeds::parse(&texts).map_err(|error| self.wrong(&whole, error.to_string()));
+        let addresses = match seeds {
+            Ok(Seeds::Static(addresses)) => addresses,
+            Ok(other) => return other,
+            Err(()) => return Seeds::Alone,
+        };
+        match advertise {
+            None => self.wrong(
+                &whole,
+                "a static list names every replica, so this one must know which entry is its own: set gossip.advertise \
+                 (or QUOTUM_GOSSIP_ADVERTISE)",
+            ),
+            Some(own) if !addresses.contains(&own) => {
+                self.wrong(
+                    &whole,
+                    format!("a static list names every replica, but {own}, gossip.advertise, is not in it"),
+                );
+            }
+            Some(_) if matches!(listen, Listen::At(at) if at.port() == 0) => {
+                self.wrong(&whole, "with a static list gossip.listen needs the port that is on the list, not 0");
+            }
+            Some(_) => {}
+        }
+        Seeds::Static(addresses)
+    }
+
+    /// Returns the keys of the file; what it holds is never repeated.
+    fn keys(&mut self, setting: &Setting) -> Option<KeyRing> {
+        let text = self.read(setting)?;
+        KeyRing::parse(&text).map_err(|error| self.wrong(setting, format!("{}: {error}", setting.text))).ok()
+    }
+
+    fn proxy(&mut self, file: super::file::Proxy, flags: &Flags) -> Proxy {
+        let credentials = file.credentials_file.map(|text| self.written(text, "proxy.credentials_file"));
+        let credentials = credentials.map(|setting| self.credentials(&setting)).unwrap_or_default();
+        let guarded = file.open || !credentials.is_empty();
+        let setting =
+            self.pick(&flags.proxy_listen, "--proxy-listen", "QUOTUM_PROXY_LISTEN", file.listen, "proxy.listen");
+        let whole = setting.as_ref().map(|setting| Setting {
+            text: String::new(),
+            place: setting.place.clone(),
+            field: setting.field.clone(),
+        });
+        let listen = self.listen(setting);
+        if let (Some(at), Some(whole)) = (listen, whole)
+            && !guarded
+            && !is_loopback(at)
+        {
+            self.wrong(
+                &whole,
+                "others can reach this address, and nobody is asked for a credential; set proxy.credentials_file, \
+                 or proxy.open: true if that is meant",
+            );
+        }
+        let max_body = file.max_body.map(|text| self.written(text, "proxy.max_body"));
+        Proxy {
+            listen: listen.unwrap_or(if guarded { Listen::Everywhere(PROXY_PORT) } else { loopback(PROXY_PORT) }),
+            credentials,
+            max_body: self.parsed(max_body, size).unwrap_or(32 << 20),
+        }
+    }
+
+    fn credentials(&mut self, setting: &Setting) -> Vec<Secret> {
+        let Some(text) = self.read(setting) else { return Vec::new() };
+        let credentials: Vec<Secret> = lines(&text).map(Secret::new).collect();
+        if credentials.is_empty() {
+            self.wrong(setting, format!("{} holds no credential; write one a line", setting.text));
+        }
+        credentials
+    }
+
+    fn read(&mut self, setting: &Setting) -> Option<String> {
+        fs::read_to_string(&setting.text)
+            .map_err(|error| {
+                self.problems.push(Problem {
+                    place: setting.place.clone(),
+                    field: setting.field.clone(),
+                    message: format!("{} cannot be read: {error}", setting.text),
+                    unreadable: true,
+                });
+            })
+            .ok()
+    }
+}
+
+/// Returns the lines that say something.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_NAME || text.chars().any(char::is_control) {
+        return Err(format!("a name is 1 to {MAX_NAME} bytes without control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+fn hostname() -> String {
+    let read = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
+    read.ok().and_then(|text| name(text.trim()).ok()).unwrap_or_else(|| "localhost".into())
+}
+
+fn loopback(port: u16) -> Listen {
+    Listen::At((Ipv4Addr::LOCALHOST, port).into())
+}
+
+fn is_loopback(listen: Listen) -> bool {
+    matches!(listen, Listen::At(at) if at.ip().is_loopback())
+}

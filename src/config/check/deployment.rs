@@ -1,0 +1,263 @@
+//! From what was written to what can be served: deployments and their limits.
+//!
+//! Knows what a deployment may be and which of its settings belong to later versions.
+//! Must not know how requests are metered. The invariant it keeps: no two deployments
+//! share an id, and those that share a limit agree on it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, Uri};
+use quotum::ledger::{LimitId, QuotaError};
+use quotum::{Mode, Quota, Unit};
+use serde_saphyr::{Location, Spanned};
+
+use super::{Check, name};
+use crate::config::file;
+use crate::config::scalar::{Choice, duration};
+use crate::config::{Deployment, Reserve, Secret, Timeouts, Unreported};
+
+/// The largest output cap anybody may name: far above every model's.
+const MAX_TOKENS: i64 = i32::MAX as i64;
+
+pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Deployment>>) -> Vec<Deployment> {
+    let mut ids: BTreeMap<String, Location> = BTreeMap::new();
+    let mut limits: BTreeMap<String, (String, Vec<Quota>)> = BTreeMap::new();
+    let mut all = Vec::new();
+    for (i, spanned) in written.into_iter().enumerate() {
+        let at = spanned.referenced;
+        let id_at = spanned.value.id.as_ref().map_or(at, |id| id.referenced);
+        let limits_at = spanned.value.limits.referenced;
+        let Some(deployment) = deployment(check, spanned.value, &format!("deployments[{i}]")) else { continue };
+        if let Some(first) = ids.insert(deployment.id.clone(), id_at) {
+            let first = check.place(first);
+            check.problem(
+                id_at,
+                format!("deployments[{i}].id"),
+                format!("`{}` is taken by the deployment at {first}; give each its own id", deployment.id),
+            );
+        }
+        let mut quotas = deployment.quotas.clone();
+        quotas.sort();
+        let limit = deployment.limit_id.clone().unwrap_or_else(|| deployment.id.clone());
+        let (sharer, shared) = limits.entry(limit.clone()).or_insert_with(|| (deployment.id.clone(), quotas.clone()));
+        if *shared != quotas {
+            let message = format!(
+                "shares the limit `{limit}` with deployment `{sharer}` but names other limits; make them equal"
+            );
+            check.problem(limits_at, format!("deployments[{i}].limits"), message);
+        }
+        all.push(deployment);
+    }
+    all
+}
+
+fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> Option<Deployment> {
+    let model = check.written(written.model, format!("{field}.model"));
+    let model = check.parsed(Some(model), name);
+    let upstream = check.written(written.upstream, format!("{field}.upstream"));
+    let upstream = check.parsed(Some(upstream), upstream_base);
+    let id = written.id.map(|id| check.written(id, format!("{field}.id")));
+    let id = check.parsed(id, name);
+    let limit_id = written.limit_id.map(|id| check.written(id, format!("{field}.limit_id")));
+    let limit_id = check.parsed(limit_id, name);
+    let api_key = written.api_key.and_then(|key| api_key(check, &key, field));
+    let timeouts = timeouts(check, written.timeouts, field);
+    let quotas = quotas(check, written.limits, field);
+    let mode = mode(check, written.mode, field);
+    let ms = Duration::from_millis;
+    let edge_at = written.edge.as_ref().map(|edge| edge.referenced);
+    let mut edge = check.duration(written.edge, &format!("{field}.edge"), ms(50), (ms(0), ms(2_000)));
+    if let Some(lead) = quotas.iter().map(|quota| quota.window().lead()).min()
+        && edge > lead
+    {
+        if let Some(at) = edge_at {
+            let message = format!("must be at most {lead:?}, a quarter of the shortest window");
+            check.problem(at, format!("{field}.edge"), message);
+        }
+        edge = lead;
+    }
+    let wait = check.duration(written.wait, &format!("{field}.wait"), ms(20), (ms(0), ms(60_000)));
+    let reserve = check.choice(
+        written.reserve,
+        &format!("{field}.reserve"),
+        &[("auto", Reserve::Auto), ("bound", Reserve::Bound), ("learned", Reserve::Learned)],
+    );
+    let unreported = check.choice(
+        written.unreported,
+        &format!("{field}.unreported"),
+        &[("reserved", Unreported::Reserved), ("counted", Unreported::Counted)],
+    );
+    let default_max_tokens = written.default_max_tokens.map_or(4_096, |tokens| {
+        if !(1..=MAX_TOKENS).contains(&tokens.value) {
+            let message = format!("{} is out of range; it must lie between 1 and {MAX_TOKENS}", tokens.value);
+            check.problem(tokens.referenced, format!("{field}.default_max_tokens"), message);
+        }
+        tokens.value.unsigned_abs()
+    });
+    let (model, upstream) = (model?, upstream?);
+    Some(Deployment {
+        id: id.unwrap_or_else(|| default_id(&model, &upstream)),
+        model,
+        upstream,
+        api_key,
+        timeouts,
+        quotas,
+        limit_id,
+        mode,
+        wait,
+        edge,
+        reserve,
+        default_max_tokens,
+        unreported,
+    })
+}
+
+/// Returns the id of a deployment that was given none.
+///
+/// Every pod derives the same one from the same config, and no secret goes into it: not
+/// even the base's query, which may carry one.
+fn default_id(model: &str, upstream: &Uri) -> String {
+    let base = format!(
+        "{}://{}{}",
+        upstream.scheme_str().unwrap_or_default(),
+        upstream.authority().map_or("", |authority| authority.as_str()),
+        upstream.path()
+    );
+    // Model name and model are one here; LiteLLM's config tells them apart.
+    let hash = LimitId::of(&format!("{model}\0{model}\0{base}"));
+    format!("{model}-{:016x}", hash.bits())
+}
+
+fn upstream_base(text: &str) -> Result<Uri, String> {
+    // The text may carry a credential, so no refusal repeats it.
+    let refusal = "not the base of an API; write it like https://example.invalid/v1";
+    let uri: Uri = text.parse().map_err(|_| refusal.to_owned())?;
+    let authority = uri.authority().ok_or(refusal)?;
+    if authority.as_str().contains('@') {
+        return Err("must not carry a user or password; use api_key".into());
+    }
+    match uri.scheme_str() {
+        Some("http" | "https") => Ok(uri),
+        _ => Err(format!("{refusal}; only http and https are spoken")),
+    }
+}
+
+fn api_key(check: &mut Check<'_>, key: &Spanned<Secret>, field: &str) -> Option<Secret> {
+    let field = format!("{field}.api_key");
+    let text = key.value.reveal();
+    let secret = match text.strip_prefix("os.environ/") {
+        Some(variable) => match (check.env)(variable) {
+            Some(value) => Secret::new(value),
+            None => {
+                let message = format!("the environment variable {variable} is not set; set it or name another one");
+                check.problem(key.referenced, field, message);
+                return None;
+            }
+        },
+        None => key.value.clone(),
+    };
+    if secret.reveal().is_empty() || HeaderValue::from_str(secret.reveal()).is_err() {
+        check.problem(key.referenced, field, "is empty or holds characters that a header cannot carry");
+        return None;
+    }
+    Some(secret)
+}
+
+fn timeouts(check: &mut Check<'_>, written: file::Timeouts, field: &str) -> Timeouts {
+    let (usual, range) = (Timeouts::default(), (Duration::from_millis(1), Duration::from_secs(86_400)));
+    Timeouts {
+        connect: check.duration(written.connect, &format!("{field}.timeouts.connect"), usual.connect, range),
+        first_byte: check.duration(
+            written.first_byte,
+            &format!("{field}.timeouts.first_byte"),
+            usual.first_byte,
+            range,
+        ),
+        idle: check.duration(written.idle, &format!("{field}.timeouts.idle"), usual.idle, range),
+    }
+}
+
+fn quotas(check: &mut Check<'_>, written: Spanned<Vec<Spanned<file::Limit>>>, field: &str) -> Vec<Quota> {
+    if written.value.is_empty() {
+        check.problem(
+            written.referenced,
+            format!("{field}.limits"),
+            "is empty; name at least one limit: { unit: tokens, amount: 100000, window: 60s }",
+        );
+    }
+    let mut quotas: Vec<Quota> = Vec::new();
+    for (i, limit) in written.value.into_iter().enumerate() {
+        let at = limit.referenced;
+        let field = format!("{field}.limits[{i}]");
+        let Some(quota) = quota(check, limit.value, &field) else { continue };
+        if quotas.iter().any(|other| other.unit() == quota.unit() && other.window() == quota.window()) {
+            let message = format!("a limit of {} for this window is already named; keep one", quota.unit());
+            check.problem(at, field, message);
+        } else {
+            quotas.push(quota);
+        }
+    }
+    quotas
+}
+
+fn quota(check: &mut Check<'_>, written: file::Limit, field: &str) -> Option<Quota> {
+    if let Some(kind) = written.kind {
+        match kind.value.0.as_str() {
+            "fixed" => {}
+            later @ ("sliding" | "bucket" | "day") => {
+                let what = format!("`{later}` windows; use kind: fixed");
+                check.unsupported(kind.referenced, format!("{field}.kind"), &what);
+                return None;
+            }
+            other => {
+                let message = format!("`{other}` is not a kind of window; use fixed");
+                check.problem(kind.referenced, format!("{field}.kind"), message);
+                return None;
+            }
+        }
+    }
+    if let Some(burst) = written.burst {
+        check.unsupported(burst.referenced, format!("{field}.burst"), "it belongs to `bucket` windows");
+    }
+    if let Some(zone) = written.time_zone {
+        check.unsupported(zone.referenced, format!("{field}.time_zone"), "it belongs to `day` windows");
+    }
+    let unit = check.written(written.unit, format!("{field}.unit"));
+    let unit = check.parsed(Some(unit), |text| {
+        let names: Vec<&str> = Unit::ALL.iter().map(|unit| unit.name()).collect();
+        Unit::from_name(text).ok_or_else(|| format!("`{text}` is not one of: {}", names.join(", ")))
+    });
+    let (amount_at, amount) = (written.amount.referenced, written.amount.value);
+    if amount <= 0 {
+        let message = format!("{amount} would let nothing through; a limit is at least 1");
+        check.problem(amount_at, format!("{field}.amount"), message);
+    }
+    let window_at = written.window.referenced;
+    let window = check.written(written.window, format!("{field}.window"));
+    let window = check.parsed(Some(window), duration);
+    let (unit, window, amount) = (unit?, window?, u64::try_from(amount).ok().filter(|amount| *amount > 0)?);
+    Quota::new(unit, amount, window)
+        .map_err(|error| {
+            let (at, part) = match error {
+                QuotaError::Window(_) => (window_at, "window"),
+                _ => (amount_at, "amount"),
+            };
+            check.problem(at, format!("{field}.{part}"), error.to_string());
+        })
+        .ok()
+}
+
+fn mode(check: &mut Check<'_>, written: Option<Spanned<Choice>>, field: &str) -> Mode {
+    let Some(written) = written else { return Mode::Strict };
+    let field = format!("{field}.mode");
+    match written.value.0.as_str() {
+        "strict" => return Mode::Strict,
+        "observe" => return Mode::Observe,
+        later @ ("elastic" | "sum") => {
+            check.unsupported(written.referenced, field, &format!("mode `{later}`; use strict or observe"));
+        }
+        other => check.problem(written.referenced, field, format!("`{other}` is not one of: strict, observe")),
+    }
+    Mode::Strict
+}

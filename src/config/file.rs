@@ -1,0 +1,113 @@
+//! The config file as it is written, before anything in it is believed.
+//!
+//! Knows the names of the fields and where each value stood. Must not know what values
+//! are right: that is `check`. The invariant it keeps: an unknown field is an error, so
+//! a typing mistake never turns a limit off.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_saphyr::Spanned;
+
+use super::scalar::{Choice, Secret};
+
+pub(super) type Text = Option<Spanned<String>>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) node: Node,
+    pub(super) gossip: Gossip,
+    pub(super) proxy: Proxy,
+    pub(super) admin: Admin,
+    pub(super) litellm_config: Option<Spanned<String>>,
+    pub(super) deployments: Vec<Spanned<Deployment>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Node {
+    pub(super) name: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Gossip {
+    pub(super) cluster: Text,
+    pub(super) listen: Text,
+    pub(super) advertise: Text,
+    pub(super) seeds: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) interval: Text,
+    pub(super) key_file: Text,
+    pub(super) insecure: bool,
+    pub(super) absent_for: Text,
+    pub(super) on_silence: Text,
+    pub(super) patience: Text,
+    pub(super) first_window: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Proxy {
+    pub(super) listen: Text,
+    pub(super) credentials_file: Text,
+    pub(super) open: bool,
+    pub(super) max_body: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Admin {
+    pub(super) listen: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Deployment {
+    #[serde(default)]
+    pub(super) id: Text,
+    pub(super) model: Spanned<String>,
+    pub(super) upstream: Spanned<String>,
+    #[serde(default)]
+    pub(super) api_key: Option<Spanned<Secret>>,
+    #[serde(default)]
+    pub(super) timeouts: Timeouts,
+    pub(super) limits: Spanned<Vec<Spanned<Limit>>>,
+    #[serde(default)]
+    pub(super) limit_id: Text,
+    #[serde(default)]
+    pub(super) mode: Option<Spanned<Choice>>,
+    #[serde(default)]
+    pub(super) wait: Text,
+    #[serde(default)]
+    pub(super) edge: Text,
+    #[serde(default)]
+    pub(super) reserve: Text,
+    #[serde(default)]
+    pub(super) default_max_tokens: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) unreported: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Timeouts {
+    pub(super) connect: Text,
+    pub(super) first_byte: Text,
+    pub(super) idle: Text,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limit {
+    pub(super) unit: Spanned<String>,
+    pub(super) amount: Spanned<i64>,
+    pub(super) window: Spanned<String>,
+    #[serde(default)]
+    pub(super) kind: Option<Spanned<Choice>>,
+    /// Belongs to `kind: bucket`; its presence is refused with the kind.
+    #[serde(default)]
+    pub(super) burst: Option<Spanned<IgnoredAny>>,
+    /// Belongs to `kind: day`; its presence is refused with the kind.
+    #[serde(default)]
+    pub(super) time_zone: Option<Spanned<IgnoredAny>>,
+}

@@ -1,0 +1,250 @@
+//! What the operator asks for: config file, environment and flags, made one.
+//!
+//! Knows every setting, its default and who wins (default < file < environment <
+//! flag); the only place of the product that reads the environment. Must not know what
+//! is done with the settings. The invariant it keeps: a [`Config`] that exists is one
+//! that can be served, and whoever wrote a wrong one is told file, line, field and what
+//! to do.
+
+mod check;
+mod file;
+pub(crate) mod scalar;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use quotum::cluster::{KeyRing, Seeds};
+use quotum::ledger::{FirstWindow, OnSilence};
+use quotum::{Mode, Quota};
+
+pub(crate) use scalar::Secret;
+
+/// The default port of the proxy.
+const PROXY_PORT: u16 = 4000;
+/// The default port of the admin endpoints.
+const ADMIN_PORT: u16 = 9090;
+/// The default UDP port of the gossip.
+const GOSSIP_PORT: u16 = 7946;
+
+/// Everything one pod needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// This pod's node name.
+    pub(crate) node: String,
+    pub(crate) gossip: Gossip,
+    pub(crate) proxy: Proxy,
+    /// Where the admin endpoints listen.
+    pub(crate) admin: Listen,
+    /// What is served; never empty unless `embedded_stub` is set.
+    pub(crate) deployments: Vec<Deployment>,
+    /// No deployments were configured: the built-in stub upstream is the only one.
+    pub(crate) embedded_stub: bool,
+}
+
+/// How this pod finds and trusts its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Gossip {
+    pub(crate) cluster: String,
+    pub(crate) listen: Listen,
+    pub(crate) advertise: Option<SocketAddr>,
+    pub(crate) seeds: Seeds,
+    pub(crate) interval: Duration,
+    pub(crate) keys: KeyRing,
+    pub(crate) insecure: bool,
+    pub(crate) absent_for: Duration,
+    pub(crate) on_silence: OnSilence,
+    pub(crate) patience: Duration,
+    pub(crate) first_window: FirstWindow,
+}
+
+/// An address to listen at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    /// Every address of the machine: `[::]` dual-stack, `0.0.0.0` where that fails.
+    Everywhere(u16),
+    /// Exactly this one.
+    At(SocketAddr),
+}
+
+/// The proxy port.
+#[derive(Clone, Debug)]
+pub(crate) struct Proxy {
+    pub(crate) listen: Listen,
+    /// What callers may present; empty: no credential is asked for.
+    pub(crate) credentials: Vec<Secret>,
+    pub(crate) max_body: usize,
+}
+
+/// One upstream model endpoint with its own limits.
+#[derive(Clone, Debug)]
+pub(crate) struct Deployment {
+    pub(crate) id: String,
+    /// The name callers use; several deployments may share it.
+    pub(crate) model: String,
+    /// The base of the upstream's API, such as `https://example.invalid/v1`.
+    pub(crate) upstream: axum::http::Uri,
+    pub(crate) api_key: Option<Secret>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) quotas: Vec<Quota>,
+    pub(crate) limit_id: Option<String>,
+    pub(crate) mode: Mode,
+    pub(crate) wait: Duration,
+    pub(crate) edge: Duration,
+    pub(crate) reserve: Reserve,
+    pub(crate) default_max_tokens: u64,
+    pub(crate) unreported: Unreported,
+}
+
+/// How long each phase of an upstream request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    /// From sending the request to the response's head.
+    pub(crate) first_byte: Duration,
+    /// Between two pieces of the response's body.
+    pub(crate) idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { connect: seconds(5), first_byte: seconds(60), idle: seconds(120) }
+    }
+}
+
+/// How much is reserved for a request's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// Bound where the request names a cap, learned where it names none.
+    Auto,
+    /// The largest cap, or `default_max_tokens`.
+    Bound,
+    /// A quantile of what this deployment used.
+    Learned,
+}
+
+/// What a response without authoritative usage is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreported {
+    /// Everything that was reserved.
+    Reserved,
+    /// The prompt's bound and what could be counted in the response.
+    Counted,
+}
+
+/// What stands on the command line of `serve`; the last word.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flags {
+    pub(crate) node: Option<String>,
+    pub(crate) cluster: Option<String>,
+    pub(crate) gossip_listen: Option<String>,
+    pub(crate) gossip_advertise: Option<String>,
+    pub(crate) seeds: Option<String>,
+    pub(crate) gossip_key_file: Option<String>,
+    pub(crate) admin_listen: Option<String>,
+    pub(crate) proxy_listen: Option<String>,
+}
+
+/// Where variables are looked up; the process's own by [`environment`].
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Returns a variable of the process's environment; an empty one counts as unset.
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// One thing that is wrong with the configuration, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// Where: `quotum.yaml:12:5`, `environment`, or `flag`.
+    pub(crate) place: String,
+    /// Which field, as a path: `deployments[0].limits[1].amount`.
+    pub(crate) field: String,
+    pub(crate) message: String,
+    /// A file it names cannot be read: the machine is wrong, not the text.
+    pub(crate) unreadable: bool,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.place, self.field, self.message)
+    }
+}
+
+/// A configuration that cannot be served: everything wrong with it, at least one thing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) struct ConfigError {
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// Returns the exit code of the process: 69 if a file it names cannot be read and
+    /// nothing else is wrong, else 64.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.problems.iter().all(|problem| problem.unreadable) { 69 } else { 64 }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the configuration of `serve`: the file if one is named by flag or
+/// environment, the rest over it.
+///
+/// # Errors
+/// Names everything that is wrong. Nothing was started.
+pub(crate) fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+    let from_env = env("QUOTUM_CONFIG");
+    let path = path.or(from_env.as_deref().map(Path::new));
+    let Some(path) = path else {
+        return check::check(file::File::default(), "defaults", env, flags);
+    };
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        problems: vec![Problem {
+            place: name.clone(),
+            field: "(the file)".into(),
+            message: format!("cannot be read: {error}"),
+            unreadable: false,
+        }],
+    })?;
+    parse(&text, &name, env, flags)
+}
+
+/// Returns the configuration that `text` describes, with environment and flags over it.
+pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+    let options = serde_saphyr::options! {
+        // A snippet of the file could show an api_key.
+        with_snippet: false,
+    };
+    let file = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let location = error.location().filter(|location| location.line() > 0);
+        let place = location.map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
+        let field = location.and_then(|at| field_at(text, at.line())).unwrap_or_else(|| "(the file)".into());
+        let message = error.render().lines().next().unwrap_or("not YAML").to_owned();
+        ConfigError { problems: vec![Problem { place, field, message, unreadable: false }] }
+    })?;
+    check::check(file, name, env, flags)
+}
+
+/// Returns the key written in this line, counted from one.
+fn field_at(text: &str, line: u64) -> Option<String> {
+    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let line = line.trim_start_matches([' ', '-', '{']);
+    let (key, _) = line.split_once(':')?;
+    let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_key.then(|| key.to_owned())
+}

@@ -1,0 +1,143 @@
+//! The small words of the config file: durations, sizes, addresses, choices, secrets.
+//!
+//! Knows how each is written. Must not know which field it stands in. The invariant it
+//! keeps: a word is either understood exactly or refused with what would be right, and
+//! a secret never shows itself.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+/// Text that must not appear in logs, metrics, status pages or errors.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Returns the text, for the one place that sends it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Returns the duration that `text` writes: `100ms`, `60s`, `5m`, `1h` or `1d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let refusal = || format!("`{text}` is not a duration; write a whole number and a unit: 100ms, 60s, 5m, 1h or 1d");
+    let (number, unit) = split(text).ok_or_else(refusal)?;
+    let ms_per_unit = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(refusal()),
+    };
+    let ms = number.checked_mul(ms_per_unit).ok_or_else(|| format!("`{text}` is too long a duration"))?;
+    Ok(Duration::from_millis(ms))
+}
+
+/// Returns the number of bytes that `text` writes: `512`, `512KiB`, `32MiB` or `1GiB`.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let refusal = || format!("`{text}` is not a size; write a whole number and a unit: 512KiB, 32MiB or 1GiB");
+    let (number, unit) = split(text).ok_or_else(refusal)?;
+    let shift = match unit {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(refusal()),
+    };
+    let bytes = number.checked_mul(1 << shift).and_then(|bytes| usize::try_from(bytes).ok());
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| format!("`{text}` is not a size that can be held"))
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    Some((text[..digits].parse().ok()?, text[digits..].trim_start()))
+}
+
+/// Returns the address that `text` writes: an IP and a port.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is not an address; write an IP and a port: 10.0.0.7:7946 or [::]:7946"))
+}
+
+/// The name of a choice that may carry settings: `fixed`, or `bucket` of
+/// `{ bucket: { burst: 5 } }`.
+///
+/// Every choice that carries settings belongs to a later version and is refused by its
+/// name, so the settings themselves are not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice(pub(crate) String);
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+
+        impl<'de> Visitor<'de> for Name {
+            type Value = Choice;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name, or one name with its settings")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Choice, E> {
+                Ok(Choice(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Choice, A::Error> {
+                let name = map.next_key::<String>()?.ok_or_else(|| serde::de::Error::custom("an empty choice"))?;
+                map.next_value::<IgnoredAny>()?;
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Choice(name))
+            }
+        }
+
+        deserializer.deserialize_any(Name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_whole_numbers_with_a_unit() {
+        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for wrong in ["", "5", "s", "-1s", "1.5s", "5 parsecs", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("32MiB"), Ok(32 << 20));
+        assert_eq!(size("512"), Ok(512));
+        for wrong in ["", "0", "MiB", "-1MiB", "1MB", "99999999999GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_secret_does_not_show_itself() {
+        assert_eq!(format!("{:?}", Some(Secret::new("sk-1"))), "Some(Secret(..))");
+    }
+}

@@ -1,0 +1,235 @@
+//! What a config file may say, and what its author is told otherwise.
+
+use super::*;
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    parse(text, "q.yaml", &nothing, &Flags::default())
+}
+
+/// Returns the problems as lines.
+fn problems(text: &str) -> String {
+    read(text).expect_err("the text is wrong").to_string()
+}
+
+fn one_deployment(extra: &str) -> String {
+    format!(
+        "deployments:\n  - id: a\n    model: m\n    upstream: http://127.0.0.1:1/v1\n    limits:\n      - {{ unit: tokens, amount: 100, window: 60s }}\n{extra}"
+    )
+}
+
+const FULL: &str = r#"
+node: { name: pod-a }
+gossip:
+  cluster: prod
+  listen: "127.0.0.1:7946"
+  advertise: 127.0.0.1:7946
+  seeds: ["127.0.0.1:7946", "127.0.0.1:7947"]
+  interval: 100ms
+  insecure: false
+  absent_for: 5m
+  on_silence: closed
+  patience: 30s
+  first_window: wait
+proxy: { listen: "127.0.0.1:4000", open: false, max_body: 32MiB }
+admin: { listen: "[::]:9090" }
+deployments:
+  - id: gpt-4o-eastus
+    model: gpt-4o
+    upstream: https://example.invalid/v1
+    api_key: os.environ/AZURE_KEY
+    timeouts: { connect: 5s, first_byte: 60s, idle: 120s }
+    limits:
+      - { unit: tokens,   amount: 100000, window: 60s, kind: fixed }
+      - { unit: requests, amount: 600,    window: 60s }
+    limit_id: null
+    mode: strict
+    wait: 20ms
+    edge: 50ms
+    reserve: auto
+    default_max_tokens: 4096
+    unreported: reserved
+"#;
+
+#[test]
+fn the_full_set_is_understood() {
+    let env = |name: &str| (name == "AZURE_KEY").then(|| "sk-azure".to_owned());
+    let config = parse(FULL, "q.yaml", &env, &Flags::default()).unwrap();
+    assert_eq!(config.node, "pod-a");
+    assert_eq!(config.gossip.on_silence, OnSilence::Closed);
+    assert_eq!(config.gossip.first_window, FirstWindow::Wait);
+    assert!(matches!(&config.gossip.seeds, Seeds::Static(list) if list.len() == 2));
+    let deployment = &config.deployments[0];
+    assert_eq!(deployment.quotas.len(), 2);
+    assert_eq!(deployment.api_key.as_ref().unwrap().reveal(), "sk-azure");
+    assert!(!format!("{config:?}").contains("sk-azure"));
+}
+
+#[test]
+fn without_a_file_the_stub_is_served_on_loopback() {
+    let config = load(None, &nothing, &Flags::default()).unwrap();
+    assert!(config.embedded_stub);
+    assert_eq!(config.proxy.listen, Listen::At("127.0.0.1:4000".parse().unwrap()));
+    assert_eq!(config.admin, Listen::At("127.0.0.1:9090".parse().unwrap()));
+    assert_eq!(config.gossip.seeds, Seeds::Alone);
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
+    let env = |name: &str| match name {
+        "QUOTUM_NODE" => Some("from-env".to_owned()),
+        "QUOTUM_CLUSTER" => Some("from-env".to_owned()),
+        _ => None,
+    };
+    let flags = Flags { node: Some("from-flag".into()), ..Flags::default() };
+    let text =
+        format!("node: {{ name: from-file }}\ngossip: {{ cluster: from-file, interval: 1s }}\n{}", one_deployment(""));
+    let config = parse(&text, "q.yaml", &env, &flags).unwrap();
+    assert_eq!(config.node, "from-flag");
+    assert_eq!(config.gossip.cluster, "from-env");
+    assert_eq!(config.gossip.interval, Duration::from_secs(1));
+}
+
+#[test]
+fn every_problem_names_file_line_and_field() {
+    let told = problems(&one_deployment("    wait: soon\n    mode: lax\n"));
+    assert!(told.contains("q.yaml:7:11: deployments[0].wait: `soon` is not a duration"), "{told}");
+    assert!(told.contains("q.yaml:8:11: deployments[0].mode: `lax` is not one of"), "{told}");
+}
+
+#[test]
+fn an_unknown_field_is_an_error_with_its_line() {
+    let told = problems(&one_deployment("    limit: 5\n"));
+    assert!(told.starts_with("q.yaml:7:") && told.contains("limit"), "{told}");
+}
+
+#[test]
+fn a_wrong_type_names_line_and_field() {
+    let told = problems(&one_deployment("    default_max_tokens: many\n"));
+    assert!(told.starts_with("q.yaml:7:") && told.contains("default_max_tokens"), "{told}");
+}
+
+#[test]
+fn limits_of_zero_or_less_are_refused() {
+    for amount in ["0", "-5"] {
+        let told = problems(&one_deployment("").replace("amount: 100", &format!("amount: {amount}")));
+        assert!(told.contains("deployments[0].limits[0].amount") && told.contains("at least 1"), "{told}");
+    }
+    let told = problems(&one_deployment("").replace("window: 60s", "window: 0s"));
+    assert!(told.contains("limits[0].window"), "{told}");
+}
+
+#[test]
+fn what_belongs_to_later_versions_is_refused_by_name() {
+    for (text, field) in [
+        (one_deployment("").replace("window: 60s", "window: 60s, kind: sliding"), "limits[0].kind"),
+        (one_deployment("").replace("window: 60s", "window: 60s, kind: { bucket: { burst: 5 } }"), "limits[0].kind"),
+        (one_deployment("").replace("window: 60s", "window: 1d, kind: day, time_zone: UTC"), "limits[0].kind"),
+        (one_deployment("    mode: { elastic: { beta: 0.05 } }\n"), "mode"),
+        (one_deployment("    mode: { sum: { margin: auto } }\n"), "mode"),
+        (format!("litellm_config: x.yaml\n{}", one_deployment("")), "litellm_config"),
+    ] {
+        let told = problems(&text);
+        assert!(told.contains(field) && told.contains("not supported yet by this version"), "{told}");
+        assert_eq!(read(&text).unwrap_err().exit_code(), 64);
+    }
+}
+
+#[test]
+fn duplicate_ids_are_refused() {
+    let one = "  - { id: a, model: m, upstream: 'http://h/v1', limits: [{ unit: tokens, amount: 1, window: 1s }] }\n";
+    let told = problems(&format!("deployments:\n{one}{one}"));
+    assert!(told.contains("deployments[1].id") && told.contains("is taken by the deployment at q.yaml:2:"), "{told}");
+}
+
+#[test]
+fn a_shared_limit_must_be_the_same_limit() {
+    let one = |id: &str, amount: u64| {
+        format!(
+            "  - {{ id: {id}, model: m, upstream: 'http://h/v1', limit_id: shared, limits: [{{ unit: tokens, amount: {amount}, window: 1s }}] }}\n"
+        )
+    };
+    assert!(read(&format!("deployments:\n{}{}", one("a", 5), one("b", 5))).is_ok());
+    let told = problems(&format!("deployments:\n{}{}", one("a", 5), one("b", 6)));
+    assert!(told.contains("deployments[1].limits") && told.contains("shares the limit `shared`"), "{told}");
+}
+
+#[test]
+fn two_limits_of_one_unit_and_window_are_refused() {
+    let told = problems(&one_deployment("      - { unit: tokens, amount: 5, window: 60s }\n"));
+    assert!(told.contains("limits[1]") && told.contains("already named"), "{told}");
+}
+
+#[test]
+fn a_static_list_must_be_whole() {
+    let gossip = |rest: &str| format!("gossip: {{ insecure: true, {rest} }}\n{}", one_deployment(""));
+    let told = problems(&gossip("seeds: ['127.0.0.1:7946']"));
+    assert!(told.contains("gossip.seeds") && told.contains("gossip.advertise"), "{told}");
+    let told = problems(&gossip("seeds: ['127.0.0.1:7946'], advertise: '127.0.0.1:7947'"));
+    assert!(told.contains("is not in it"), "{told}");
+    let told = problems(&gossip("seeds: ['127.0.0.1:7946'], advertise: '127.0.0.1:7946', listen: '127.0.0.1:0'"));
+    assert!(told.contains("not 0"), "{told}");
+    let told = problems(&gossip("seeds: ['127.0.0.1:7946', 'headless:7946']"));
+    assert!(told.contains("gossip.seeds") && told.contains("headless"), "{told}");
+    let told = problems(&gossip("seeds: ['nonsense']"));
+    assert!(told.contains("gossip.seeds[0]") && told.contains("not host:port"), "{told}");
+}
+
+#[test]
+fn gossip_without_a_key_stays_on_loopback() {
+    let told = problems(&format!("gossip: {{ seeds: ['headless:7946'] }}\n{}", one_deployment("")));
+    assert!(told.contains("gossip.key_file") && told.contains("insecure"), "{told}");
+    let loopback = format!("gossip: {{ seeds: ['headless:7946'], listen: '127.0.0.1:0' }}\n{}", one_deployment(""));
+    assert!(read(&loopback).is_ok());
+}
+
+#[test]
+fn an_open_door_must_be_meant() {
+    let told = problems(&format!("proxy: {{ listen: '0.0.0.0:4000' }}\n{}", one_deployment("")));
+    assert!(told.contains("proxy.listen") && told.contains("proxy.open: true"), "{told}");
+    assert!(read(&format!("proxy: {{ listen: '0.0.0.0:4000', open: true }}\n{}", one_deployment(""))).is_ok());
+}
+
+#[test]
+fn an_unreadable_key_file_is_the_machines_fault() {
+    let text = format!("gossip: {{ key_file: /nonexistent/key }}\n{}", one_deployment(""));
+    let error = read(&text).unwrap_err();
+    assert_eq!(error.exit_code(), 69);
+    assert!(error.to_string().contains("gossip.key_file: /nonexistent/key cannot be read"), "{error}");
+}
+
+#[test]
+fn a_missing_variable_is_named() {
+    let told = problems(&one_deployment("    api_key: os.environ/NO_SUCH_KEY\n"));
+    assert!(told.contains("deployments[0].api_key") && told.contains("NO_SUCH_KEY"), "{told}");
+}
+
+#[test]
+fn no_problem_shows_a_secret() {
+    let told = problems(
+        &one_deployment("    api_key: sk-secret\n    wait: soon\n").replace("http://", "http://user:sk-pass@"),
+    );
+    assert!(!told.contains("sk-secret") && !told.contains("sk-pass"), "{told}");
+}
+
+#[test]
+fn an_id_is_derived_from_the_base_without_its_query() {
+    let with = |query: &str| {
+        let text = one_deployment("")
+            .replace("    model: m\n", "")
+            .replace("id: a", "model: m")
+            .replace("/v1", &format!("/v1{query}"));
+        read(&text).unwrap().deployments[0].id.clone()
+    };
+    assert_eq!(with(""), with("?api-version=5&sig=secret"));
+    assert!(with("").starts_with("m-"));
+}
+
+#[test]
+fn an_edge_over_a_quarter_of_the_window_is_refused() {
+    let told = problems(&one_deployment("    edge: 500ms\n").replace("window: 60s", "window: 1s"));
+    assert!(told.contains("deployments[0].edge") && told.contains("250ms"), "{told}");
+}

@@ -1,0 +1,283 @@
+//! The `quotum` command.
+//!
+//! Knows the commands, their flags and their exit codes. Must not know how any of them
+//! works. The invariant it keeps: standard output is for what scripts read, standard
+//! error is for people, and the exit code says whose fault it was.
+
+mod client;
+mod config;
+mod demo;
+mod server;
+mod telemetry;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::http::Method;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use config::Flags;
+
+/// Bad usage or configuration.
+const BAD_CONFIG: u8 = 64;
+
+/// One token budget for a whole fleet of LLM proxy pods, without a store.
+#[derive(Debug, Parser)]
+#[command(name = "quotum", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one pod: proxy, gossip and admin endpoints.
+    Serve(Serve),
+    /// Run the stub upstream alone.
+    Stub(Stub),
+    /// Watch real pods hold one limit that they break when they are isolated.
+    Demo(demo::Options),
+    /// Check a config file.
+    CheckConfig {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Show the cluster as one pod sees it.
+    Status {
+        /// The pod's admin endpoints.
+        #[arg(long, default_value = "http://127.0.0.1:9090")]
+        admin: String,
+        /// Print the answer as it is.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Declare a replica dead that will not come back.
+    Forget {
+        /// The replica's id, or an address on the list at which nobody answers.
+        replica: String,
+        /// The pod's admin endpoints.
+        #[arg(long, default_value = "http://127.0.0.1:9090")]
+        admin: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The config file; without one the built-in stub upstream is served on loopback.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// This pod's node name.
+    #[arg(long)]
+    node: Option<String>,
+    /// The cluster's name.
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Where to listen for gossip.
+    #[arg(long)]
+    gossip_listen: Option<String>,
+    /// The address peers send to.
+    #[arg(long)]
+    gossip_advertise: Option<String>,
+    /// Comma-separated host:port of every replica, or one headless name.
+    #[arg(long)]
+    seeds: Option<String>,
+    /// The file with the cluster's keys.
+    #[arg(long)]
+    gossip_key_file: Option<String>,
+    /// Where the admin endpoints listen.
+    #[arg(long)]
+    admin_listen: Option<String>,
+    /// Where the proxy listens.
+    #[arg(long)]
+    proxy_listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Stub {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:4010")]
+    listen: SocketAddr,
+    /// From a request's last byte to the answer's first, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    first_byte_ms: u64,
+    /// From the answer's first byte to its last, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    body_ms: u64,
+    /// How many bytes of text count as one token.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    bytes_per_token: u64,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for; the rest is bad usage.
+            let code = if error.use_stderr() { BAD_CONFIG } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("quotum: the runtime does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(cli.command));
+    // What is still running belongs to nobody now.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    code
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(flags) => serve(flags).await,
+        Command::Stub(options) => done(stub(options).await),
+        Command::Demo(options) => demo::run(options).await,
+        Command::CheckConfig { file } => check_config(&file),
+        Command::Status { admin, json } => done(status(&admin, json).await),
+        Command::Forget { replica, admin } => done(forget(&replica, &admin).await),
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quotum: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(serve: Serve) -> ExitCode {
+    telemetry::log(config::environment("RUST_LOG").as_deref());
+    let flags = Flags {
+        node: serve.node,
+        cluster: serve.cluster,
+        gossip_listen: serve.gossip_listen,
+        gossip_advertise: serve.gossip_advertise,
+        seeds: serve.seeds,
+        gossip_key_file: serve.gossip_key_file,
+        admin_listen: serve.admin_listen,
+        proxy_listen: serve.proxy_listen,
+    };
+    let config = match config::load(serve.config.as_deref(), &config::environment, &flags) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    match server::serve(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quotum: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn stub(options: Stub) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(options.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen at {}", options.listen))?;
+    println!("{}", json!({"stub": listener.local_addr()?.to_string()}));
+    let behaviour = server::stub::Behaviour {
+        first_byte: Duration::from_millis(options.first_byte_ms),
+        body: Duration::from_millis(options.body_ms),
+        bytes_per_token: options.bytes_per_token,
+    };
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let stop = async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    server::stub::serve(server::stub::Stub::new(behaviour), listener, stop).await;
+    Ok(())
+}
+
+fn check_config(file: &std::path::Path) -> ExitCode {
+    match config::load(Some(file), &config::environment, &Flags::default()) {
+        Ok(config) => {
+            println!("{}: fine, {} deployments", file.display(), config.deployments.len());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
+    let status = client::Client::new().json(&format!("{}/status", admin.trim_end_matches('/'))).await?;
+    if as_json {
+        println!("{status:#}");
+        return Ok(());
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    println!(
+        "replica {}  node {}  ready {}  has share {}  leaving {}",
+        text(&status["replica"]),
+        text(&status["node"]),
+        status["ready"],
+        status["has_share"],
+        status["leaving"]
+    );
+    for peer in status["peers"].as_array().into_iter().flatten() {
+        println!(
+            "peer    {}  node {}  {}  reachable {}  staleness {} ms  skew {} ms{}",
+            text(&peer["replica"]),
+            text(&peer["node"]),
+            text(&peer["addr"]),
+            peer["reachable"],
+            peer["staleness_ms"],
+            peer["skew_ms"],
+            if peer["gone_from_unix_ms"].is_null() { "" } else { "  gone" }
+        );
+    }
+    for block in status["blocked"].as_array().into_iter().flatten() {
+        println!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
+    }
+    for limit in status["limits"].as_array().into_iter().flatten() {
+        for quota in limit["quotas"].as_array().into_iter().flatten() {
+            println!(
+                "limit   {}  {} {} per {} ms  used {}  margin {} reachable, {} not  spendable {}  resets in {} ms",
+                text(&limit["limit_id"]),
+                quota["limit"],
+                text(&quota["unit"]),
+                quota["window_ms"],
+                quota["used"],
+                quota["margin_reachable"],
+                quota["margin_unreachable"],
+                quota["spendable"],
+                quota["resets_in_ms"]
+            );
+        }
+        for other in limit["mismatches"].as_array().into_iter().flatten() {
+            println!("        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]));
+        }
+    }
+    Ok(())
+}
+
+async fn forget(replica: &str, admin: &str) -> anyhow::Result<()> {
+    let url = format!("{}/forget", admin.trim_end_matches('/'));
+    let body = json!({"replica": replica}).to_string();
+    let (status, answer) = client::Client::new().ask(Method::POST, &url, body.into()).await?;
+    let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+    if !status.is_success() {
+        anyhow::bail!("{status}: {}", answer["error"]["message"].as_str().unwrap_or("no reason given"));
+    }
+    println!("forgotten: {}", answer["forgotten"].as_str().unwrap_or(replica));
+    Ok(())
+}

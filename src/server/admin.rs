@@ -1,0 +1,244 @@
+//! The admin endpoints: is it alive, is it ready, what does it see.
+//!
+//! Knows how the limiter's status is written as JSON and as metrics. Must not know how
+//! requests are proxied. The invariant it keeps: reading is open to whoever reaches the
+//! port, and changing is open only to loopback and to holders of a credential.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::routing::{get, post};
+use quotum::cluster::Cluster;
+use quotum::ledger::{LimitStatus, PeerStatus};
+use quotum::{Limiter, Mode, Standing, Status};
+use serde_json::{Value, json};
+
+use super::credentials::Credentials;
+use super::refusal;
+use crate::config::Deployment;
+use crate::telemetry::Telemetry;
+
+/// The largest body of a request to forget somebody.
+const MAX_BODY: usize = 4 << 10;
+
+/// The admin endpoints of one pod.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    limiter: Limiter,
+    cluster: Option<Arc<Cluster>>,
+    credentials: Arc<Credentials>,
+    telemetry: Arc<Telemetry>,
+    /// The mode of each limit, by its name.
+    modes: BTreeMap<String, Mode>,
+    /// Which deployments share each limit.
+    sharers: BTreeMap<String, Vec<String>>,
+    draining: AtomicBool,
+}
+
+impl Admin {
+    pub(crate) fn new(
+        limiter: Limiter,
+        cluster: Option<Arc<Cluster>>,
+        credentials: Arc<Credentials>,
+        telemetry: Arc<Telemetry>,
+        deployments: &[Deployment],
+    ) -> Arc<Self> {
+        let (mut modes, mut sharers) = (BTreeMap::new(), BTreeMap::<String, Vec<String>>::new());
+        for deployment in deployments {
+            let limit = deployment.limit_id.as_ref().unwrap_or(&deployment.id);
+            sharers.entry(limit.clone()).or_default().push(deployment.id.clone());
+            // One deployment that observes is enough to break a shared limit's promise.
+            let mode = modes.entry(limit.clone()).or_insert(deployment.mode);
+            if deployment.mode != Mode::Strict {
+                *mode = deployment.mode;
+            }
+        }
+        let draining = AtomicBool::new(false);
+        Arc::new(Self { limiter, cluster, credentials, telemetry, modes, sharers, draining })
+    }
+
+    /// Says from now on that no more traffic should be sent here.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the endpoints.
+    pub(crate) fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .route("/status", get(status))
+            .route("/forget", post(forget))
+            .fallback(unknown)
+            .with_state(self)
+    }
+
+    fn unready(&self) -> Option<&'static str> {
+        let status = self.limiter.status();
+        if self.draining.load(Ordering::Relaxed) || status.leaving {
+            Some("shutting down")
+        } else if !status.ready {
+            Some("the first exchange with the other replicas is not done")
+        } else {
+            None
+        }
+    }
+
+    fn status(&self) -> Value {
+        let status = self.limiter.status();
+        let stats = self.cluster.as_ref().map(|cluster| cluster.stats());
+        let (p50, p99, samples) = self.telemetry.decisions();
+        let draining = self.draining.load(Ordering::Relaxed);
+        json!({
+            "replica": status.replica.to_string(),
+            "node": status.node,
+            "addr": status.addr.map(|addr| addr.to_string()),
+            "ready": status.ready && !draining,
+            "joined_at_unix_ms": status.joined.map(|at| at.unix_ms()),
+            "has_share": status.has_share,
+            "leaving": status.leaving || draining,
+            "blocked": blocked(&status),
+            "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
+            "limits": status.limits.iter().map(|limit| self.limit(limit)).collect::<Vec<_>>(),
+            "ignored": {
+                "closed_window": status.ignored.closed_window,
+                "future_window": status.ignored.future_window,
+                "unknown_key": status.ignored.unknown_key,
+                "stale_request": status.ignored.stale_request,
+                "too_many_replicas": status.ignored.too_many_replicas,
+            },
+            "gossip": stats.map(|stats| json!({
+                "healthy": stats.healthy,
+                "frames_sent": stats.frames_sent,
+                "frames_unsent": stats.frames_unsent,
+                "frames_received": stats.frames_received,
+                "frames_rejected": stats.frames_rejected,
+                "bytes_sent": stats.bytes_sent,
+                "bytes_received": stats.bytes_received,
+                "messages_unsent": stats.messages_unsent,
+                "membership_restarts": stats.membership_restarts,
+            })),
+            "decision_ns": {"p50": p50, "p99": p99, "samples": samples},
+        })
+    }
+
+    fn limit(&self, limit: &LimitStatus) -> Value {
+        let quotas = limit.quotas.iter().map(|(standing, counts)| {
+            let mut quota = standing_json(standing);
+            quota["admitted_total"] = json!(counts.admitted);
+            quota["refunded_total"] = json!(counts.refunded);
+            quota["uncovered_total"] = json!(counts.uncovered);
+            quota
+        });
+        json!({
+            "limit_id": limit.name,
+            "deployments": self.sharers.get(limit.name.as_str()),
+            "mode": if self.modes.get(limit.name.as_str()) == Some(&Mode::Observe) { "observe" } else { "strict" },
+            "quotas": quotas.collect::<Vec<_>>(),
+            "parked": limit.parked,
+            "refused": limit.refused,
+            "observed": limit.observed,
+            "mismatches": limit.mismatches.iter().map(|other| json!({
+                "peer": other.peer.to_string(),
+                "theirs": other.theirs.to_string(),
+            })).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn blocked(status: &Status) -> Vec<Value> {
+    let blocked = status.blocked.iter();
+    blocked.map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
+}
+
+fn peer(peer: &PeerStatus) -> Value {
+    json!({
+        "replica": peer.id.to_string(),
+        "node": peer.node,
+        "addr": peer.addr.to_string(),
+        "reachable": peer.reachable,
+        "staleness_ms": peer.staleness.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        "skew_ms": peer.skew_ms,
+        "gone_from_unix_ms": peer.gone.map(|at| at.unix_ms()),
+    })
+}
+
+fn standing_json(standing: &Standing) -> Value {
+    json!({
+        "unit": standing.quota.unit().name(),
+        "limit": standing.quota.amount(),
+        "window_ms": standing.quota.window().ms(),
+        "version": format!("{:016x}", standing.quota.version()),
+        "window_start_unix_ms": standing.window_start.unix_ms(),
+        "used": standing.used,
+        "margin_reachable": standing.margin_reachable,
+        "margin_unreachable": standing.margin_unreachable,
+        "spendable": standing.spendable,
+        "debt": standing.debt,
+        "resets_in_ms": u64::try_from(standing.resets_in.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+async fn livez() -> &'static str {
+    "alive\n"
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    match admin.unready() {
+        None => text(StatusCode::OK, "text/plain", "ready\n".into()),
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    let rejected = admin.cluster.as_ref().map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
+    let mode = |limit: &str| admin.modes.get(limit).copied().unwrap_or_default();
+    let metrics = admin.telemetry.render(&admin.limiter.status(), mode, &rejected);
+    text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    text(StatusCode::OK, "application/json", format!("{:#}\n", admin.status()))
+}
+
+async fn forget(State(admin): State<Arc<Admin>>, request: Request) -> Response<Body> {
+    let caller =
+        request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(addr)| addr.ip().to_canonical());
+    let trusted = caller.is_some_and(|ip| ip.is_loopback()) || admin.credentials.accept(request.headers());
+    if !trusted {
+        let message = "Forgetting a replica needs a credential of the proxy, or a connection from loopback.";
+        return refusal::invalid(StatusCode::UNAUTHORIZED, message, None, Some("invalid_api_key"));
+    }
+    let wrong = || {
+        let message = "Send {\"replica\": \"<id or address>\"} as JSON.";
+        refusal::invalid(StatusCode::BAD_REQUEST, message, Some("replica"), None)
+    };
+    let Ok(body) = axum::body::to_bytes(request.into_body(), MAX_BODY).await else { return wrong() };
+    let Ok(body) = serde_json::from_slice::<Value>(&body) else { return wrong() };
+    let Some(replica) = body["replica"].as_str() else { return wrong() };
+    match admin.limiter.forget(replica) {
+        Ok(forgotten) => {
+            tracing::info!(replica = %forgotten, "forgotten by an operator");
+            text(StatusCode::OK, "application/json", json!({"forgotten": forgotten}).to_string())
+        }
+        Err(error) => refusal::invalid(StatusCode::NOT_FOUND, &error.to_string(), Some("replica"), None),
+    }
+}
+
+async fn unknown() -> Response<Body> {
+    text(StatusCode::NOT_FOUND, "text/plain", "there are /livez, /readyz, /metrics, /status and POST /forget\n".into())
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

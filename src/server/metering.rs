@@ -1,0 +1,265 @@
+//! How much is reserved for a request, and what becomes of the reservation.
+//!
+//! Knows the reserve rules, what a deployment's outputs were, and the refund rules of
+//! algorithm.md 0.4. Must not know HTTP. The invariant it keeps: a reservation is
+//! settled once; what may have been used upstream is never given back unless the
+//! upstream says that it was not.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quotum::{Claim, Permit, Quota, Unit};
+
+use super::dialect::{Call, Usage};
+use crate::config::{Deployment, Reserve, Unreported};
+use crate::telemetry::Telemetry;
+
+/// How many outputs are remembered.
+const OUTPUTS: usize = 1_000;
+
+/// How many outputs must be known before they count as experience.
+const MIN_OUTPUTS: usize = 20;
+
+/// After how many new outputs the quantile is found again: often enough to follow, and
+/// seldom enough that sorting a thousand numbers does not show.
+const RELEARN_EVERY: u64 = 16;
+
+/// What a reservation of one deployment amounts to.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    reserve: Reserve,
+    unreported: Unreported,
+    default_max_tokens: u64,
+    quotas: Vec<Quota>,
+    outputs: Mutex<Outputs>,
+    /// The p90 of the outputs, or the default before there are enough.
+    learned: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Outputs {
+    ring: Vec<u64>,
+    seen: u64,
+}
+
+impl Meter {
+    pub(crate) fn new(deployment: &Deployment) -> Self {
+        Self {
+            reserve: deployment.reserve,
+            unreported: deployment.unreported,
+            default_max_tokens: deployment.default_max_tokens,
+            quotas: deployment.quotas.clone(),
+            outputs: Mutex::default(),
+            learned: AtomicU64::new(deployment.default_max_tokens),
+        }
+    }
+
+    /// Returns what is reserved for this request.
+    pub(crate) fn claim(&self, call: &Call) -> Claim {
+        let bound = call.cap.unwrap_or(self.default_max_tokens).saturating_mul(call.choices);
+        let learned = || {
+            let estimate = self.learned.load(Ordering::Relaxed).saturating_mul(call.choices);
+            let estimate = call.cap.map_or(estimate, |_| estimate.min(bound));
+            self.fitting(call.prompt, estimate)
+        };
+        let output = match (self.reserve, call.cap) {
+            (Reserve::Bound, _) | (Reserve::Auto, Some(_)) => bound,
+            (Reserve::Learned, _) | (Reserve::Auto, None) => learned(),
+        };
+        Claim::prompt_and_output(call.prompt, output)
+    }
+
+    /// Returns the estimate, smaller where it alone would make the request too large
+    /// for a limit: a guess must not refuse what may fit.
+    fn fitting(&self, prompt: u64, estimate: u64) -> u64 {
+        let room = self.quotas.iter().filter_map(|quota| match quota.unit() {
+            Unit::Tokens => Some(quota.amount().saturating_sub(prompt)),
+            Unit::OutputTokens => Some(quota.amount()),
+            Unit::Requests | Unit::InputTokens => None,
+        });
+        room.fold(estimate, u64::min)
+    }
+
+    /// Remembers how long one choice of an answer was.
+    fn learn(&self, output: u64) {
+        let mut outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = usize::try_from(outputs.seen % OUTPUTS as u64).unwrap_or(0);
+        match outputs.ring.get_mut(place) {
+            Some(oldest) => *oldest = output,
+            None => outputs.ring.push(output),
+        }
+        outputs.seen += 1;
+        let enough = outputs.ring.len() >= MIN_OUTPUTS;
+        if enough && (outputs.seen.is_multiple_of(RELEARN_EVERY) || outputs.ring.len() == MIN_OUTPUTS) {
+            let mut sorted = outputs.ring.clone();
+            sorted.sort_unstable();
+            self.learned.store(sorted[sorted.len() * 9 / 10].max(1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A reservation on its way: the permit, and what is known of its use.
+///
+/// Dropped unsettled it keeps the rules: nothing written upstream, nothing charged;
+/// a stream in the middle, what was streamed; otherwise all of it.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    permit: Option<Permit<'static>>,
+    meter: Arc<Meter>,
+    telemetry: Arc<Telemetry>,
+    reserved: Claim,
+    capped: bool,
+    choices: u64,
+    /// Set once bytes of the request may have left for the upstream.
+    written: Arc<AtomicBool>,
+    /// Upper bound of the tokens received so far.
+    streamed: u64,
+    streaming: bool,
+}
+
+impl Charge {
+    pub(crate) fn new(permit: Permit<'static>, meter: Arc<Meter>, telemetry: Arc<Telemetry>, call: &Call) -> Self {
+        Self {
+            reserved: permit.claim(),
+            permit: Some(permit),
+            meter,
+            telemetry,
+            capped: call.cap.is_some(),
+            choices: call.choices,
+            written: Arc::default(),
+            streamed: 0,
+            streaming: false,
+        }
+    }
+
+    /// Returns the flag that the request's body sets when it is first read for sending.
+    pub(crate) fn written(&self) -> Arc<AtomicBool> {
+        self.written.clone()
+    }
+
+    /// Notes that a stream has begun: what comes is all there will be.
+    pub(crate) fn stream(&mut self) {
+        self.streaming = true;
+    }
+
+    /// Notes text that was received.
+    pub(crate) fn streamed(&mut self, text_bytes: u64) {
+        self.streamed = self.streamed.saturating_add(text_bytes);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.permit.is_none()
+    }
+
+    /// Charges what the upstream reported.
+    pub(crate) fn settle(&mut self, usage: Usage) {
+        let Some(permit) = self.permit.take() else { return };
+        if usage.total > 0 {
+            self.meter.learn(usage.completion.div_ceil(self.choices.max(1)));
+        }
+        self.telemetry.estimated(self.reserved.amount(Unit::Tokens), usage.total);
+        permit.settle_claim(Claim::prompt_and_output(usage.prompt, usage.completion).with(Unit::Tokens, usage.total));
+    }
+
+    /// Charges a whole answer that did not say what it used.
+    pub(crate) fn settle_unreported(&mut self) {
+        match self.meter.unreported {
+            Unreported::Counted => self.settle_failed(),
+            Unreported::Reserved => self.keep(),
+        }
+    }
+
+    /// Charges an answer that failed or broke off: the prompt and what was streamed.
+    pub(crate) fn settle_failed(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        let reserved_output = self.reserved.amount(Unit::OutputTokens);
+        // Bytes are a bound, and a cap is one, too.
+        let output = if self.capped { self.streamed.min(reserved_output) } else { self.streamed };
+        permit.settle_claim(Claim::prompt_and_output(self.reserved.amount(Unit::InputTokens), output));
+    }
+
+    /// Charges the request alone: the upstream refused to work on it.
+    pub(crate) fn settle_rejected(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.settle_claim(Claim::tokens(0));
+        }
+    }
+
+    /// Charges what an exchange without an answer may have used: nothing if nothing was
+    /// written, else the prompt.
+    pub(crate) fn settle_unanswered(&mut self) {
+        if self.written.load(Ordering::Acquire) {
+            self.settle_failed();
+        } else if let Some(permit) = self.permit.take() {
+            permit.refund();
+        }
+    }
+
+    /// Leaves everything charged.
+    fn keep(&mut self) {
+        if let Some(mut permit) = self.permit.take() {
+            permit.start();
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if self.streaming {
+            self.settle_failed();
+        } else if self.written.load(Ordering::Acquire) {
+            // Whoever hung up does not stop the upstream: it may use all of it.
+            self.keep();
+        } else {
+            self.settle_unanswered();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, parse};
+    use axum::body::Bytes;
+
+    fn meter(extra: &str) -> Meter {
+        let text = format!(
+            "deployments: [{{ id: a, model: m, upstream: 'http://h/v1', limits: [{{ unit: tokens, amount: 1000, window: 60s }}], {extra} }}]"
+        );
+        Meter::new(&parse(&text, "q", &|_| None, &Flags::default()).unwrap().deployments[0])
+    }
+
+    fn call(prompt: u64, cap: Option<u64>, choices: u64) -> Call {
+        Call { model: "m".into(), stream: false, prompt, cap, choices, body: Bytes::new(), hide_usage: false }
+    }
+
+    fn output(meter: &Meter, call: &Call) -> u64 {
+        meter.claim(call).amount(Unit::OutputTokens)
+    }
+
+    #[test]
+    fn a_cap_is_reserved_for_every_choice() {
+        assert_eq!(output(&meter("reserve: auto"), &call(10, Some(50), 3)), 150);
+        assert_eq!(output(&meter("reserve: bound"), &call(10, Some(50), 3)), 150);
+    }
+
+    #[test]
+    fn a_guess_never_makes_a_request_too_large() {
+        assert_eq!(output(&meter("reserve: auto"), &call(100, None, 1)), 900);
+        assert_eq!(output(&meter("reserve: learned"), &call(100, None, 2)), 900);
+        // The bound keeps its promise instead.
+        assert_eq!(output(&meter("reserve: bound"), &call(100, None, 1)), 4_096);
+    }
+
+    #[test]
+    fn outputs_are_learnt_after_twenty_of_them() {
+        let meter = meter("reserve: auto");
+        for output in 0..19 {
+            meter.learn(output);
+        }
+        assert_eq!(output(&meter, &call(0, None, 1)), 1_000);
+        meter.learn(19);
+        assert_eq!(output(&meter, &call(0, None, 1)), 18);
+        assert_eq!(output(&meter, &call(0, None, 2)), 36);
+    }
+}

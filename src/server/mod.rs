@@ -1,0 +1,275 @@
+//! One pod: the proxy, its admin endpoints, and the limiter and cluster behind them.
+//!
+//! Knows the order in which a pod starts and stops. Must not know what each part does.
+//! The invariant it keeps: what it says on standard output is true when it says it, and
+//! a pod that leaves in order has handed its rights over before it is gone.
+
+mod admin;
+mod body;
+mod credentials;
+mod dialect;
+pub(crate) mod listen;
+mod metering;
+mod proxy;
+mod refusal;
+mod sse;
+pub(crate) mod stub;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds, UdpNet};
+use quotum::{BuildError, Limiter, Mode, Policy, Quota, UnknownDeployment};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{Config, Deployment, Listen, Reserve, Timeouts, Unreported};
+use crate::telemetry::Telemetry;
+
+/// How long leaving may take after the last request has ended: a few gossip rounds with
+/// peers that answer; peers that do not must not hold up a rollout.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a pod did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// A port is in use or the address is not this machine's.
+    #[error("cannot listen at {at} for the {what}: {source}; free the port or configure another one")]
+    Listen { what: &'static str, at: String, source: std::io::Error },
+    /// The cluster could not be joined.
+    #[error("{0}{cause}", cause = source_of(.0))]
+    Join(JoinError),
+    /// The limiter does not take the deployments.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A deployment was configured that the limiter does not know.
+    #[error(transparent)]
+    Unknown(#[from] UnknownDeployment),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The operating system refuses something every process needs.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+fn source_of(error: &JoinError) -> String {
+    use std::error::Error;
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+}
+
+impl StartError {
+    /// Returns the exit code of the process.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { .. } | Self::Join(JoinError::Bind { .. }) => 69,
+            Self::Build(BuildError::NoEntropy) | Self::Join(JoinError::Randomness(_)) => 1,
+            Self::Build(_) | Self::Join(_) => 64,
+            Self::Unknown(_) | Self::Tls(_) | Self::Io(_) => 1,
+        }
+    }
+}
+
+/// Runs a pod until it is told to stop.
+///
+/// # Errors
+/// Says why it did not start; nothing is left running.
+pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
+    // Signals count from here on: one that arrives during the start ends it in order.
+    let mut signals = Signals::new()?;
+    let (stop, stopped) = watch::channel(false);
+    let proxy_port = bind(config.proxy.listen, "proxy").await?;
+    let admin_port = bind(config.admin, "admin endpoints").await?;
+    if config.embedded_stub {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        config.deployments.push(embedded(listener.local_addr()?));
+        let stub = stub::Stub::new(stub::Behaviour::default());
+        // Until the process ends: requests that drain still need their upstream.
+        tokio::spawn(stub::serve(stub, listener, std::future::pending()));
+    }
+    let limiter = limiter(&config.deployments)?;
+    let cluster = join(&config, &limiter).await?;
+    let telemetry = Arc::new(Telemetry::new());
+    let credentials = Arc::new(credentials::Credentials::new(&config.proxy.credentials));
+    let clients = config.deployments.iter().map(|deployment| upstream::Client::tcp(deployment.timeouts));
+    let mut clients = clients.collect::<Result<Vec<_>, _>>()?.into_iter();
+    let fallback = upstream::Client::tcp(Timeouts::default())?;
+    let proxy = proxy::Proxy::new(
+        &config.deployments,
+        &limiter,
+        credentials.clone(),
+        config.proxy.max_body,
+        telemetry.clone(),
+        |_| clients.next().unwrap_or_else(|| fallback.clone()),
+    )?;
+    let admin = admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry, &config.deployments);
+    announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
+
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_stopped));
+    let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), stopped));
+    tokio::select! {
+        biased;
+        number = signals.next() => tracing::info!(signal = number, "draining"),
+        ended = &mut proxy_task => {
+            tracing::error!(?ended, "the proxy ended by itself");
+        }
+    }
+    admin.drain();
+    stop.send_replace(true);
+    let drained = async {
+        let mut drained = pin!(async {
+            if !proxy_task.is_finished() {
+                let _ = proxy_task.await;
+            }
+        });
+        // Rights are handed over from now on, not only once the longest stream has ended.
+        let mut leave = pin!(async {
+            if let Some(cluster) = &cluster {
+                cluster.leave().await;
+            }
+        });
+        let left = tokio::select! {
+            biased;
+            () = &mut drained => false,
+            () = &mut leave => true,
+        };
+        if left {
+            drained.await;
+        } else if tokio::time::timeout(LEAVE_WITHIN, leave).await.is_err() {
+            tracing::warn!("peers did not take all rights over in time; they are out of reach until their windows end");
+        }
+        stop_admin.send_replace(true);
+        admin_task.abort();
+    };
+    tokio::select! {
+        biased;
+        number = signals.next() => {
+            tracing::warn!(signal = number, "ended before everything was drained");
+            std::process::exit(128 + number);
+        }
+        () = drained => {}
+    }
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// The signals that end a pod.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Returns the number of the next one.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+        }
+    }
+}
+
+async fn bind(at: Listen, what: &'static str) -> Result<TcpListener, StartError> {
+    listen::bind(at).await.map_err(|source| StartError::Listen { what, at: listen::name(at), source })
+}
+
+/// Returns the one deployment of a pod that was given none.
+fn embedded(stub: SocketAddr) -> Deployment {
+    let upstream = axum::http::Uri::builder().scheme("http").authority(stub.to_string()).path_and_query("/v1");
+    Deployment {
+        id: "stub".into(),
+        model: "stub".into(),
+        upstream: upstream.build().unwrap_or_default(),
+        api_key: None,
+        timeouts: Timeouts::default(),
+        quotas: vec![Quota::tokens(60_000).per_minute(), Quota::requests(600).per_minute()],
+        limit_id: None,
+        mode: Mode::Strict,
+        wait: Duration::from_millis(20),
+        edge: Duration::from_millis(50),
+        reserve: Reserve::Auto,
+        default_max_tokens: 4_096,
+        unreported: Unreported::Reserved,
+    }
+}
+
+fn limiter(deployments: &[Deployment]) -> Result<Limiter, BuildError> {
+    let builder = deployments.iter().fold(Limiter::builder(), |builder, deployment| {
+        let policy = Policy {
+            mode: deployment.mode,
+            wait: deployment.wait,
+            edge: deployment.edge,
+            limit_id: deployment.limit_id.clone(),
+        };
+        builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), policy)
+    });
+    builder.build()
+}
+
+async fn join(config: &Config, limiter: &Limiter) -> Result<Option<Arc<Cluster>>, StartError> {
+    let gossip = &config.gossip;
+    if gossip.seeds == Seeds::Alone {
+        return Ok(None);
+    }
+    let listen = match gossip.listen {
+        Listen::At(at) => at,
+        Listen::Everywhere(port) => (Ipv6Addr::UNSPECIFIED, port).into(),
+    };
+    let cluster = ClusterConfig {
+        cluster: gossip.cluster.clone(),
+        node: config.node.clone(),
+        listen,
+        advertise: gossip.advertise,
+        interval: gossip.interval,
+        keys: gossip.keys.clone(),
+        insecure: gossip.insecure,
+        absent_for: gossip.absent_for,
+        on_silence: gossip.on_silence,
+        patience: gossip.patience,
+        first_window: gossip.first_window,
+        ..ClusterConfig::new(gossip.seeds.clone())
+    };
+    let joined = match (Cluster::join(limiter, cluster.clone(), UdpNet).await, gossip.listen) {
+        (Err(JoinError::Bind { source, .. }), Listen::Everywhere(port))
+            if source.kind() != std::io::ErrorKind::AddrInUse =>
+        {
+            // A machine without IPv6.
+            let listen = (Ipv4Addr::UNSPECIFIED, port).into();
+            Cluster::join(limiter, ClusterConfig { listen, ..cluster }, UdpNet).await
+        }
+        (joined, _) => joined,
+    };
+    Ok(Some(Arc::new(joined.map_err(StartError::Join)?)))
+}
+
+/// Prints the addresses: the one line scripts wait for.
+fn announce(
+    proxy: &TcpListener,
+    admin: &TcpListener,
+    cluster: Option<&Cluster>,
+    limiter: &Limiter,
+) -> std::io::Result<()> {
+    let line = json!({
+        "proxy": proxy.local_addr()?.to_string(),
+        "admin": admin.local_addr()?.to_string(),
+        "gossip": cluster.map(|cluster| cluster.local_addr().to_string()),
+        "replica": limiter.status().replica.to_string(),
+    });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

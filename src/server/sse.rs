@@ -1,0 +1,130 @@
+//! Server-sent events, cut out of a stream of bytes.
+//!
+//! Knows where an event ends and what its data is. Must not know what it means. The
+//! invariants it keeps: bytes that are passed on are passed on unchanged and in order,
+//! and no more than one event is held back, up to a bound.
+
+use std::borrow::Cow;
+
+use axum::body::Bytes;
+use hyper::body::Buf;
+
+/// The longest event that is looked into; longer ones pass unread.
+const MAX_EVENT: usize = 1 << 20;
+
+/// Cuts a stream into events.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    pending: Vec<u8>,
+    /// How much of `pending` holds no end of an event.
+    scanned: usize,
+}
+
+impl Events {
+    /// Takes in bytes and returns those that complete events, without the events that
+    /// `keep` refuses. `keep` is shown the data of each event.
+    pub(super) fn push(&mut self, mut bytes: impl Buf, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+        while bytes.has_remaining() {
+            let chunk = bytes.chunk();
+            self.pending.extend_from_slice(chunk);
+            let taken = chunk.len();
+            bytes.advance(taken);
+        }
+        let mut passed = Vec::new();
+        let mut start = 0;
+        while let Some(end) = self.event_end(start) {
+            let event = &self.pending[start..end];
+            let data = data(event);
+            if data.is_empty() || keep(&data) {
+                passed.extend_from_slice(event);
+            }
+            start = end;
+            self.scanned = end;
+        }
+        self.pending.drain(..start);
+        self.scanned = self.pending.len().saturating_sub(3);
+        if self.pending.len() > MAX_EVENT {
+            passed.append(&mut self.pending);
+            self.scanned = 0;
+        }
+        Bytes::from(passed)
+    }
+
+    /// Returns what is held back.
+    pub(super) fn rest(&mut self) -> Bytes {
+        Bytes::from(std::mem::take(&mut self.pending))
+    }
+
+    /// Returns where the event that begins at `start` ends: after an empty line.
+    fn event_end(&self, start: usize) -> Option<usize> {
+        let from = self.scanned.max(start);
+        let bytes = &self.pending;
+        (from..bytes.len())
+            .find(|&at| {
+                bytes[at] == b'\n'
+                    && (bytes[start..at].ends_with(b"\n") || bytes[start..at].ends_with(b"\n\r") || at == start)
+            })
+            .map(|at| at + 1)
+    }
+}
+
+/// Returns the data of an event: its `data` lines, joined.
+fn data(event: &[u8]) -> Cow<'_, [u8]> {
+    let mut lines = event
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        .filter_map(|line| line.strip_prefix(b"data:"))
+        .map(|line| line.strip_prefix(b" ").unwrap_or(line));
+    let first = lines.next().unwrap_or_default();
+    let Some(second) = lines.next() else { return Cow::Borrowed(first) };
+    let mut joined = first.to_vec();
+    for line in std::iter::once(second).chain(lines) {
+        joined.push(b'\n');
+        joined.extend_from_slice(line);
+    }
+    Cow::Owned(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns what passes and the data seen when `text` arrives in pieces of `size`.
+    fn run(text: &str, size: usize, hide: &str) -> (String, Vec<String>) {
+        let (mut events, mut passed, mut seen) = (Events::default(), Vec::new(), Vec::new());
+        for piece in text.as_bytes().chunks(size) {
+            let bytes = events.push(piece, |data| {
+                seen.push(String::from_utf8_lossy(data).into_owned());
+                data != hide.as_bytes()
+            });
+            passed.extend_from_slice(&bytes);
+        }
+        passed.extend_from_slice(&events.rest());
+        (String::from_utf8(passed).unwrap(), seen)
+    }
+
+    #[test]
+    fn events_pass_unchanged_however_they_arrive() {
+        let text = ": comment\n\nevent: a\ndata: one\n\ndata:two\r\n\r\ndata: th\ndata: ree\n\n\n\ndata: cut";
+        for size in 1..text.len() {
+            let (passed, seen) = run(text, size, "nothing");
+            assert_eq!(passed, text, "{size}");
+            assert_eq!(seen, ["one", "two", "th\nree"], "{size}");
+        }
+    }
+
+    #[test]
+    fn a_refused_event_is_taken_out_whole() {
+        for size in 1..20 {
+            let (passed, _) = run("data: a\n\ndata: b\n\ndata: c\n\n", size, "b");
+            assert_eq!(passed, "data: a\n\ndata: c\n\n", "{size}");
+        }
+    }
+
+    #[test]
+    fn an_endless_event_passes_unread() {
+        let mut events = Events::default();
+        let bytes = events.push(&vec![b'x'; MAX_EVENT + 1][..], |_| true);
+        assert_eq!(bytes.len(), MAX_EVENT + 1);
+    }
+}

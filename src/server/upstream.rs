@@ -1,0 +1,224 @@
+//! The way to an upstream.
+//!
+//! Knows the upstream's base, its own key, its timeouts, and which headers may pass.
+//! Must not know limits. The invariants it keeps: a caller's credential never reaches
+//! an upstream, and it is known whether a failed request was ever written.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::client::legacy::{Client as HyperClient, Error};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::config::{Deployment, Timeouts};
+
+/// How long an idle connection to an upstream is kept: under the 60 s after which load
+/// balancers commonly forget one.
+const KEEP_IDLE: Duration = Duration::from_secs(50);
+
+type Sending = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
+
+/// An HTTP client over whatever connector it was built with.
+#[derive(Clone)]
+pub(crate) struct Client(Arc<dyn Fn(Request<Outgoing>) -> Sending + Send + Sync>);
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    /// Returns a client over this connector: real sockets, or a simulated network.
+    pub(crate) fn over<C>(connector: C) -> Self
+    where
+        C: Connect + Clone + Send + Sync + 'static,
+    {
+        let client = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEEP_IDLE)
+            .build(connector);
+        Self(Arc::new(move |request| Box::pin(client.request(request))))
+    }
+
+    /// Returns a client over TCP, with TLS where the scheme asks for it.
+    ///
+    /// # Errors
+    /// If rustls cannot offer its default protocol versions with ring.
+    pub(crate) fn tcp(timeouts: Timeouts) -> Result<Self, rustls::Error> {
+        let mut tcp = HttpConnector::new();
+        tcp.set_connect_timeout(Some(timeouts.connect));
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        let tls = HttpsConnectorBuilder::new()
+            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(tcp);
+        Ok(Self::over(tls))
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// No connection could be made.
+    Unreachable,
+    /// The answer did not begin in time.
+    Slow,
+    /// The connection broke before the answer began.
+    Broken,
+}
+
+/// One deployment's upstream.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    client: Client,
+    base: Uri,
+    api_key: Option<HeaderValue>,
+    timeouts: Timeouts,
+}
+
+impl Upstream {
+    pub(crate) fn new(deployment: &Deployment, client: Client) -> Self {
+        let api_key = deployment.api_key.as_ref().and_then(|key| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal())).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        Self { client, base: deployment.upstream.clone(), api_key, timeouts: deployment.timeouts }
+    }
+
+    /// Returns how long the answer's body may pause.
+    pub(crate) fn idle(&self) -> Duration {
+        self.timeouts.idle
+    }
+
+    /// Sends a request and returns the head of the answer, its body still to come.
+    ///
+    /// `written` is set as soon as bytes may have left.
+    ///
+    /// # Errors
+    /// Says why there is no answer; what became of the request is in `written`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection; the request may have been executed.
+    pub(crate) async fn send(
+        &self,
+        path: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+        body: Bytes,
+        written: Arc<AtomicBool>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::new(Outgoing { bytes: Some(body), written });
+        *request.method_mut() = axum::http::Method::POST;
+        *request.uri_mut() = self.uri(path, query).ok_or(Failure::Unreachable)?;
+        *request.headers_mut() = self.headers(headers);
+        let answer = tokio::time::timeout(self.timeouts.first_byte, (self.client.0)(request)).await;
+        match answer {
+            Err(_) => Err(Failure::Slow),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(if error.is_connect() { Failure::Unreachable } else { Failure::Broken }),
+        }
+    }
+
+    fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+        let mut joined = format!("{}{path}", self.base.path().trim_end_matches('/'));
+        let queries = [self.base.query(), query];
+        for (i, query) in queries.into_iter().flatten().enumerate() {
+            joined.push(if i == 0 { '?' } else { '&' });
+            joined.push_str(query);
+        }
+        let mut parts = self.base.clone().into_parts();
+        parts.path_and_query = Some(PathAndQuery::try_from(joined).ok()?);
+        Uri::from_parts(parts).ok()
+    }
+
+    fn headers(&self, from: &HeaderMap) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(from.len() + 1);
+        let named = named_by_connection(from);
+        for (name, value) in from {
+            if !is_hop_by_hop(name) && !WITHHELD.contains(name) && !named.contains(&name.as_str()) {
+                headers.append(name, value.clone());
+            }
+        }
+        if let Some(key) = &self.api_key {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
+        headers
+    }
+}
+
+/// What a caller sends that the upstream must not see: credentials, and what would make
+/// the answer unreadable for us.
+const WITHHELD: [HeaderName; 7] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    header::ACCEPT_ENCODING,
+    header::HOST,
+    header::CONTENT_LENGTH,
+];
+
+/// Returns whether a header speaks of one connection only (RFC 9110, 7.6.1).
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "expect"
+    )
+}
+
+/// Returns the headers that `connection` names as its own.
+pub(super) fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).collect()
+}
+
+/// A request's body that tells when it is first read.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    bytes: Option<Bytes>,
+    written: Arc<AtomicBool>,
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // The client reads the body only when it is about to write on a connection.
+        self.written.store(true, Ordering::Release);
+        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}

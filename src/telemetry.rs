@@ -1,0 +1,210 @@
+//! What the pod tells its operator: logs, and the names of all metrics.
+//!
+//! Knows every metric's name, unit and labels. Must not know who scrapes. The invariant
+//! it keeps: labels are ids, addresses and reasons; no credential and no prompt text
+//! ever gets here.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use quotum::{Mode, Status};
+use tracing_subscriber::EnvFilter;
+
+/// One decision in so many is timed.
+const DECISION_SAMPLE: u64 = 4;
+
+/// How many timed decisions are remembered.
+const DECISIONS: usize = 4_096;
+
+/// Starts logging to standard error: lines for people on a terminal, else JSON.
+pub(crate) fn log(filter: Option<&str>) {
+    // A filter that cannot be read must not keep the pod from starting.
+    let filter = filter.and_then(|filter| EnvFilter::try_new(filter).ok());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,chitchat=warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = if std::io::stderr().is_terminal() { logs.try_init() } else { logs.json().try_init() };
+}
+
+/// What the proxy measures itself; the rest is read from the limiter when scraped.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    waits: Histogram,
+    estimate_errors: Histogram,
+    decisions: AtomicU64,
+    decision_ns: Mutex<Vec<u64>>,
+}
+
+impl Telemetry {
+    pub(crate) fn new() -> Self {
+        Self {
+            waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
+            estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
+            decisions: AtomicU64::new(0),
+            decision_ns: Mutex::default(),
+        }
+    }
+
+    /// Notes how long an admitted or refused request was parked.
+    pub(crate) fn waited(&self, wait: Duration) {
+        self.waits.observe(wait.as_secs_f64());
+    }
+
+    /// Notes what was reserved and what was used, as a share of the reservation.
+    pub(crate) fn estimated(&self, reserved: u64, used: u64) {
+        if reserved > 0 {
+            self.estimate_errors.observe((reserved as f64 - used as f64) / reserved as f64);
+        }
+    }
+
+    /// Notes how long a decision took that needed no wait.
+    pub(crate) fn decided(&self, took: Duration) {
+        let number = self.decisions.fetch_add(1, Ordering::Relaxed);
+        if !number.is_multiple_of(DECISION_SAMPLE) {
+            return;
+        }
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let mut ring = self.decision_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = usize::try_from(number / DECISION_SAMPLE).unwrap_or(0) % DECISIONS;
+        match ring.get_mut(place) {
+            Some(oldest) => *oldest = ns,
+            None => ring.push(ns),
+        }
+    }
+
+    /// Returns p50, p99 and number of the timed decisions, in nanoseconds.
+    pub(crate) fn decisions(&self) -> (u64, u64, usize) {
+        let mut ns = self.decision_ns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ns.sort_unstable();
+        let at = |share: usize| ns.get((ns.len() * share / 100).min(ns.len().saturating_sub(1))).copied().unwrap_or(0);
+        (at(50), at(99), ns.len())
+    }
+
+    /// Returns every metric as Prometheus text.
+    pub(crate) fn render(
+        &self,
+        status: &Status,
+        mode: impl Fn(&str) -> Mode,
+        rejected: &BTreeMap<&'static str, u64>,
+    ) -> String {
+        let mut registry = Registry::with_prefix("quotum");
+        registry.register("wait_seconds", "Time requests were parked before they were decided", self.waits.clone());
+        registry.register(
+            "estimate_error",
+            "(reserved - used) / reserved of settled requests",
+            self.estimate_errors.clone(),
+        );
+        limits(&mut registry, status, mode);
+        peers(&mut registry, status);
+        let frames = counters(&mut registry, "frames_rejected", "Datagrams that were dropped unread");
+        for (reason, count) in rejected {
+            frames.get_or_create(&labels(&[("reason", reason)])).inc_by(*count);
+        }
+        let mut text = String::new();
+        // Writing to a string fails only if a metric's own encoding does.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}
+
+type Labels = Vec<(String, String)>;
+type Seconds = Family<Labels, Gauge<f64, AtomicU64>>;
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn gauges(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, Gauge> {
+    let family = Family::<Labels, Gauge>::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+fn counters(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, Counter> {
+    let family = Family::<Labels, Counter>::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+fn gauge_value(units: u64) -> i64 {
+    i64::try_from(units).unwrap_or(i64::MAX)
+}
+
+fn limits(registry: &mut Registry, status: &Status, mode: impl Fn(&str) -> Mode) {
+    let limit = gauges(registry, "limit", "Units of a window");
+    let used = gauges(registry, "used", "Units reserved and not refunded in the window, all replicas, as known here");
+    let margin = gauges(registry, "margin", "Units of the window that cannot be spent here now");
+    let spendable = gauges(registry, "spendable", "Units this replica may spend without asking anybody");
+    let unreachable = gauges(registry, "rights_unreachable", "Units held where nobody answers");
+    let overshoot = gauges(registry, "overshoot_bound", "Units a window can be reserved over its limit, at most");
+    let admitted = counters(registry, "admitted", "Units reserved here");
+    let refunded = counters(registry, "refunded", "Units given back here");
+    let uncovered = counters(registry, "uncovered", "Units used beyond all rights left in their window");
+    let refused = counters(registry, "refused", "Requests refused here");
+    let mismatch = gauges(registry, "config_mismatch", "1 for a peer that has another limit for the deployment");
+    for status in &status.limits {
+        let name = status.name.as_str();
+        for (standing, counts) in &status.quotas {
+            let window = format!("{:?}", standing.quota.window());
+            let unit = standing.quota.unit().name();
+            let set = labels(&[("deployment", name), ("unit", unit), ("window", &window)]);
+            limit.get_or_create(&set).set(gauge_value(standing.quota.amount()));
+            used.get_or_create(&set).set(gauge_value(standing.used));
+            spendable.get_or_create(&set).set(gauge_value(standing.spendable));
+            unreachable.get_or_create(&set).set(gauge_value(standing.margin_unreachable));
+            admitted.get_or_create(&set).inc_by(counts.admitted);
+            refunded.get_or_create(&set).inc_by(counts.refunded);
+            uncovered.get_or_create(&set).inc_by(counts.uncovered);
+            // Observing promises nothing, so it has no bound to show.
+            if mode(name) == Mode::Strict {
+                overshoot.get_or_create(&set).set(0);
+            }
+            for (reachable, units) in [("true", standing.margin_reachable), ("false", standing.margin_unreachable)] {
+                let mut set = set.clone();
+                set.push(("reachable".into(), reachable.into()));
+                margin.get_or_create(&set).set(gauge_value(units));
+            }
+        }
+        for (reason, count) in &status.refused {
+            refused.get_or_create(&labels(&[("deployment", name), ("reason", reason)])).inc_by(*count);
+        }
+        for other in &status.mismatches {
+            mismatch.get_or_create(&labels(&[("deployment", name), ("peer", &other.peer.to_string())])).set(1);
+        }
+    }
+}
+
+fn peers(registry: &mut Registry, status: &Status) {
+    let count = gauges(registry, "peers", "Peers by whether they answer");
+    let staleness = Seconds::default();
+    registry.register("staleness_seconds", "Age of the latest news of a peer", staleness.clone());
+    let skew = Seconds::default();
+    registry.register("clock_skew_seconds", "A peer's clock minus ours", skew.clone());
+    let blocked = gauges(registry, "roster_blocked", "1 for a replica whose silence holds something up");
+    for reachable in [true, false] {
+        let among = status.peers.iter().filter(|peer| peer.reachable == reachable && peer.gone.is_none()).count();
+        count
+            .get_or_create(&labels(&[("reachable", if reachable { "true" } else { "false" })]))
+            .set(gauge_value(among as u64));
+    }
+    for peer in status.peers.iter().filter(|peer| peer.gone.is_none()) {
+        let set = labels(&[("peer", &peer.id.to_string())]);
+        if let Some(age) = peer.staleness {
+            staleness.get_or_create(&set).set(age.as_secs_f64());
+        }
+        if let Some(ms) = peer.skew_ms {
+            skew.get_or_create(&set).set(ms as f64 / 1_000.0);
+        }
+    }
+    for block in &status.blocked {
+        blocked.get_or_create(&labels(&[("replica", &block.who)])).set(1);
+    }
+}

@@ -1,0 +1,320 @@
+//! The `quotum` command as its users meet it: real processes on loopback.
+
+#![cfg(feature = "server")]
+#![allow(missing_docs)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+
+const DEPLOYMENT: &str = "deployments:\n  - id: a\n    model: m\n    upstream: STUB/v1\n    api_key: sk-upstream\n    \
+    limits:\n      - { unit: tokens, amount: 100000, window: 1h }\n";
+
+fn quotum() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// A folder of this test's own, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("quotum-test-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that has said where it listens, ended when it is dropped.
+struct Running {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    line: Value,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = quotum().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let line = serde_json::from_str(&line).unwrap_or_else(|_| {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            panic!("it printed {line:?} and {errors}");
+        });
+        Self { child, out, line }
+    }
+
+    fn addr(&self, what: &str) -> String {
+        self.line[what].as_str().unwrap().to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end; returns the code, what it printed after its line, and its log.
+    fn ended(mut self) -> (Option<i32>, String, String) {
+        let (mut printed, mut log) = (String::new(), String::new());
+        self.out.read_to_string(&mut printed).unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), printed, log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A stub and a pod before it.
+fn stub_and_pod(folder: &Folder, config: &str) -> (Running, Running) {
+    let stub = Running::start(&["stub", "--listen", "127.0.0.1:0"]);
+    let listen = "proxy: { listen: '127.0.0.1:0' }\nadmin: { listen: '127.0.0.1:0' }\n";
+    let text = format!("{listen}{config}").replace("STUB", &format!("http://{}", stub.addr("stub")));
+    let pod = Running::start(&["serve", "--config", &folder.write("quotum.yaml", &text)]);
+    (stub, pod)
+}
+
+/// Opens a connection and sends a request that ends with it.
+fn send(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    stream
+}
+
+fn ask(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> String {
+    let mut answer = String::new();
+    send(addr, method, path, headers, body).read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn chat(stream: bool) -> String {
+    json!({"model": "m", "messages": [{"role": "user", "content": "a secret prompt"}], "max_tokens": 50, "stream": stream})
+        .to_string()
+}
+
+fn failed(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_pod_serves_says_where_and_drains_when_told_to_stop() {
+    let folder = Folder::new();
+    let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
+    assert!(pod.line["gossip"].is_null());
+    assert_eq!(pod.line["replica"].as_str().unwrap().len(), 32);
+    let (proxy, admin) = (pod.addr("proxy"), pod.addr("admin"));
+    assert!(ask(&admin, "GET", "/readyz", "", "").starts_with("HTTP/1.1 200"));
+    assert!(ask(&proxy, "POST", "/v1/chat/completions", "", &chat(false)).contains("\"usage\""));
+
+    // In flight when the signal comes: begun, and told to last.
+    let slow = "x-stub-body-ms: 700\r\n";
+    let mut stream = send(&proxy, "POST", "/v1/chat/completions", slow, &chat(true));
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).unwrap();
+    pod.signal("TERM");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let (code, printed, log) = pod.ended();
+    assert_eq!((code, printed.as_str()), (Some(0), ""), "{log}");
+    for secret in ["secret prompt", "sk-upstream"] {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_pod_at_once() {
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let folder = Folder::new();
+        let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
+        let slow = "x-stub-body-ms: 600000\r\n";
+        let mut stream = send(&pod.addr("proxy"), "POST", "/v1/chat/completions", slow, &chat(true));
+        stream.read_exact(&mut [0; 1]).unwrap();
+        let admin = pod.addr("admin");
+        pod.signal("TERM");
+        // The first one has been heard once it is not ready any more.
+        while ask(&admin, "GET", "/readyz", "", "").starts_with("HTTP/1.1 200") {}
+        pod.signal(signal);
+        assert_eq!(pod.ended().0, Some(code));
+    }
+}
+
+#[test]
+fn without_a_config_a_stub_is_served() {
+    let pod = Running::start(&["serve", "--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    let body = chat(false).replace("\"m\"", "\"stub\"");
+    assert!(ask(&pod.addr("proxy"), "POST", "/v1/chat/completions", "", &body).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn no_credential_and_no_prompt_is_logged_at_any_level() {
+    let folder = Folder::new();
+    let credentials = folder.write("credentials", "sk-caller\n");
+    let stub = Running::start(&["stub", "--listen", "127.0.0.1:0"]);
+    let text = format!(
+        "proxy: {{ listen: '127.0.0.1:0', credentials_file: '{credentials}' }}\nadmin: {{ listen: '127.0.0.1:0' }}\n{DEPLOYMENT}"
+    );
+    let text = text.replace("STUB", &format!("http://{}", stub.addr("stub")));
+    let config = folder.write("quotum.yaml", &text);
+    let log = folder.0.join("log");
+    let mut child = quotum();
+    child.args(["serve", "--config", &config]).env("RUST_LOG", "trace").stdout(Stdio::piped());
+    let mut child = child.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    let proxy = serde_json::from_str::<Value>(&line).unwrap()["proxy"].as_str().unwrap().to_owned();
+    for fault in ["none", "500", "400", "cut", "garbage"] {
+        for stream in [false, true] {
+            let headers = format!("authorization: Bearer sk-caller\r\nx-stub-fault: {fault}\r\n");
+            let _ = ask(&proxy, "POST", "/v1/chat/completions", &headers, &chat(stream));
+        }
+    }
+    let wrong = "authorization: Bearer sk-wrong\r\n";
+    assert!(ask(&proxy, "POST", "/v1/chat/completions", wrong, &chat(false)).starts_with("HTTP/1.1 401"));
+    assert!(
+        ask(&proxy, "POST", "/v1/chat/completions", "x-api-key: sk-caller\r\n", "{\"a secret prompt")
+            .starts_with("HTTP/1.1 400")
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = fs::read_to_string(&log).unwrap();
+    for secret in ["secret prompt", "sk-upstream", "sk-caller", "sk-wrong"] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret} in {}", line.unwrap_or_default());
+    }
+}
+
+#[test]
+fn a_bad_config_is_64_with_file_line_and_field() {
+    let folder = Folder::new();
+    let file = folder.write("bad.yaml", &DEPLOYMENT.replace("STUB", "http://h").replace("100000", "-1"));
+    for command in [&["check-config", &file][..], &["serve", "--config", &file]] {
+        let (code, told) = failed(&quotum().args(command).output().unwrap());
+        assert_eq!(code, Some(64));
+        assert!(
+            told.contains("bad.yaml:7:33: deployments[0].limits[0].amount: -1 would let nothing through"),
+            "{told}"
+        );
+    }
+    let file = folder.write("good.yaml", &DEPLOYMENT.replace("STUB", "http://h"));
+    assert!(quotum().args(["check-config", &file]).output().unwrap().status.success());
+    assert_eq!(quotum().args(["serve", "--no-such-flag"]).output().unwrap().status.code(), Some(64));
+}
+
+#[test]
+fn a_port_in_use_and_an_unreadable_key_file_are_69() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for flags in [
+        ["--proxy-listen", &taken, "--admin-listen", "127.0.0.1:0"],
+        ["--admin-listen", &taken, "--proxy-listen", "127.0.0.1:0"],
+    ] {
+        let (code, told) = failed(&quotum().arg("serve").args(flags).output().unwrap());
+        assert_eq!(code, Some(69), "{told}");
+        assert!(told.contains(&taken), "{told}");
+    }
+    let gossip = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let gossip = gossip.local_addr().unwrap().to_string();
+    let flags = ["--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--seeds", &gossip];
+    let gossiping = ["--gossip-listen", &gossip, "--gossip-advertise", &gossip];
+    let (code, told) = failed(&quotum().arg("serve").args(flags).args(gossiping).output().unwrap());
+    assert_eq!(code, Some(69), "{told}");
+    let (code, told) = failed(&quotum().args(["serve", "--gossip-key-file", "/nonexistent/key"]).output().unwrap());
+    assert_eq!(code, Some(69));
+    assert!(told.contains("--gossip-key-file: /nonexistent/key cannot be read"), "{told}");
+}
+
+#[test]
+fn status_and_forget_speak_with_a_pod() {
+    let folder = Folder::new();
+    let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
+    let admin = format!("http://{}", pod.addr("admin"));
+    let status = quotum().args(["status", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.success() && text.contains("100000 tokens"), "{text}");
+    let (code, told) = failed(&quotum().args(["forget", "10.0.0.9:7946", "--admin", &admin]).output().unwrap());
+    assert_eq!(code, Some(1));
+    assert!(told.contains("not on this replica's roster"), "{told}");
+}
+
+/// Returns the only quota in a pod's status once `done` holds for the status.
+fn quota_when(pod: &Running, done: impl Fn(&Value, &Value) -> bool) -> Value {
+    loop {
+        let answer = ask(&pod.addr("admin"), "GET", "/status", "", "");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        let status: Value = serde_json::from_str(body).unwrap();
+        let quota = &status["limits"][0]["quotas"][0];
+        if done(&status, quota) {
+            return quota.clone();
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_pod_that_leaves_hands_its_rights_over() {
+    let folder = Folder::new();
+    // Bound together, so that they differ; somebody else may still take one first.
+    let pods = loop {
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let gossip = sockets.map(|socket| socket.local_addr().unwrap().to_string());
+        let seeds = gossip.join(",");
+        let config = folder.write("quotum.yaml", &DEPLOYMENT.replace("STUB", "http://127.0.0.1:9"));
+        let free = ["--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let pods = gossip.map(|own| {
+            let own = ["--gossip-listen", &own, "--gossip-advertise", &own, "--seeds", &seeds, "--node", &own];
+            let mut child = quotum();
+            child.args(["serve", "--config", &config]).args(free).args(own).stdout(Stdio::piped());
+            let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+            let mut out = BufReader::new(child.stdout.take().unwrap());
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            Running { child, out, line: serde_json::from_str(&line).unwrap_or_default() }
+        });
+        if pods.iter().all(|pod| pod.line.is_object()) {
+            break pods;
+        }
+    };
+    for pod in &pods {
+        let quota = quota_when(pod, |status, quota| status["has_share"] == true && quota["spendable"] != 0);
+        assert!(quota["spendable"].as_u64().unwrap() < 100_000, "{quota}");
+    }
+    let [first, second] = pods;
+    first.signal("TERM");
+    let (code, _, log) = first.ended();
+    assert_eq!(code, Some(0), "{log}");
+    quota_when(&second, |_, quota| quota["spendable"] == 100_000);
+}
