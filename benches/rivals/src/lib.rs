@@ -1,1 +1,16 @@
-//! x
+//! quotum beside the best local limiters, in one run.
+//!
+//! Knows how to run contenders in short interleaved batches and how to put the figures into
+//! a table. Must not know anything of quotum but its public API. This package is the only
+//! place where the rivals' dependencies appear.
+//!
+//! Machines are noisy: the contenders take turns in batches of a fifth of a
+//! millisecond, each
+//! batch is timed in CPU time of its own thread, and a ratio is the median over the rounds
+//! of the ratios *within* a round, so that a slow moment hits both sides of it.
+
+mod contender;
+mod measure;
+
+pub use contender::{Contender, contenders};
+pub use measure::{Figures, Times, race};
