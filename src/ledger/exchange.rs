@@ -347,7 +347,7 @@ impl Ledger {
         }
         let theirs = state.open[&window.number()].peers.get(&actor).map_or(0, |row| row.demand);
         let both = u128::from(theirs) + u128::from(state.demand);
-        let by_demand = if both == 0 { 0 } else { (u128::from(balance) * u128::from(theirs) / both) as u64 };
+        let by_demand = (u128::from(balance) * u128::from(theirs)).checked_div(both).unwrap_or(0) as u64;
         let fair = by_demand.max(balance / 2);
         balance.min(request.need.max(fair.min(request.want)))
     }

@@ -1,0 +1,156 @@
+//! Proofs that a replica is gone, and what follows from them.
+//!
+//! Knows what proves a death (algorithm.md 0.3) and from which window on the dead takes no
+//! share. Must not know shares or amounts. The invariant it keeps: `gone` only falls, and
+//! lies after every window that the dead can have frozen. Silence alone proves nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::report::{ForgetError, Proof, RosterNote};
+use super::settings::Directory;
+use super::{Entry, Roster, safe_floor};
+use crate::ledger::message::{ReplicaId, Slot};
+use crate::ledger::window::Timestamp;
+
+/// How long a gone replica is remembered beyond the longest window.
+const REMEMBER_GONE: Duration = Duration::from_secs(3_600);
+
+impl Roster {
+    /// Declares dead the replica with this id, or whoever is listed at this address and
+    /// never answered. Returns what was forgotten.
+    pub(crate) fn forget(&mut self, target: &str, now: Timestamp) -> Result<String, ForgetError> {
+        if let Some(id) = ReplicaId::parse(target) {
+            if id == self.me {
+                return Err(ForgetError::Myself);
+            }
+            if !self.members.contains_key(&id) {
+                return Err(ForgetError::Unknown(target.to_owned()));
+            }
+            self.declare_gone(id, safe_floor(now), Proof::Forgotten);
+            // Whoever was listed there and never answered is what the operator means.
+            let address = self.members[&id].slot.addr;
+            self.dismiss(address, now);
+            return Ok(id.to_string());
+        }
+        let address: SocketAddr = target.parse().map_err(|_| ForgetError::NotATarget(target.to_owned()))?;
+        if !self.dismiss(address, now) {
+            return Err(ForgetError::Unknown(target.to_owned()));
+        }
+        Ok(address.to_string())
+    }
+
+    /// `gone[d] := min(gone[d], at)`.
+    pub(super) fn declare_gone(&mut self, id: ReplicaId, at: Timestamp, proof: Proof) {
+        let Some(entry) = self.members.get_mut(&id) else { return };
+        if entry.gone.is_none_or(|known| at < known) {
+            if entry.gone.is_none() {
+                self.notes.push(RosterNote::Gone { replica: id, proof });
+            }
+            entry.gone = Some(at);
+            self.changed();
+            self.settle_silence();
+        }
+    }
+
+    /// A process that runs in the same exclusive slot proves that earlier ones died there.
+    pub(super) fn prove_by_slot(&mut self, from: ReplicaId, slot: &Slot, now: Timestamp) {
+        let at = safe_floor(now);
+        let mine = (self.me, self.slot.clone());
+        for (later, later_slot) in [(from, slot), (mine.0, &mine.1)] {
+            let died: Vec<ReplicaId> = self
+                .members
+                .iter()
+                .filter(|(id, entry)| {
+                    **id != later
+                        && entry.gone.is_none()
+                        && later_slot.excludes(&entry.slot)
+                        && id.started() < later.started()
+                })
+                .map(|(id, _)| *id)
+                .collect();
+            for id in died {
+                self.declare_gone(id, at, Proof::SameSlot);
+            }
+        }
+        if slot.node == self.slot.node && slot.addr != self.slot.addr {
+            self.note_once(RosterNote::DuplicateNode { node: Arc::clone(&slot.node), replica: from });
+        }
+    }
+
+    /// Nobody will answer at this address any more. Whoever ran there may have frozen
+    /// windows up to now, as with a proven death. Returns whether somebody was expected.
+    pub(super) fn dismiss(&mut self, address: SocketAddr, now: Timestamp) -> bool {
+        let Some(placeholder) = self.placeholders.get_mut(&address).filter(|placeholder| placeholder.gone.is_none())
+        else {
+            return false;
+        };
+        placeholder.gone = Some(safe_floor(now));
+        self.changed();
+        true
+    }
+
+    /// Missing from the headless name, for long enough and with nothing new from it, is
+    /// taken as a proof that a replica is gone (algorithm.md 0.3 e).
+    pub(super) fn prove_absence(&mut self, addresses: &[SocketAddr], now: Timestamp) {
+        let is_listed = |slot: &Slot| addresses.contains(&slot.addr);
+        let fresh = now.minus(self.settings.absent_for);
+        let live_peer_listed =
+            self.members.values().any(|entry| entry.gone.is_none() && is_listed(&entry.slot) && entry.heard > fresh);
+        let all_absent_and_silent = self
+            .members
+            .values()
+            .filter(|entry| entry.gone.is_none())
+            .all(|entry| !is_listed(&entry.slot) && entry.heard <= fresh);
+        let may_prove = live_peer_listed || all_absent_and_silent;
+        let mut gone = Vec::new();
+        for (id, entry) in &mut self.members {
+            if entry.gone.is_some() || is_listed(&entry.slot) {
+                entry.absent_since = None;
+                continue;
+            }
+            let since = *entry.absent_since.get_or_insert(now);
+            if may_prove && now.since(since.max(entry.heard)) >= self.settings.absent_for {
+                gone.push(*id);
+            }
+        }
+        for id in gone {
+            self.declare_gone(id, safe_floor(now), Proof::Absent);
+        }
+        let absent_for = self.settings.absent_for;
+        let mut absent = Vec::new();
+        for (address, placeholder) in &mut self.placeholders {
+            if addresses.contains(address) {
+                placeholder.absent_since = None;
+            } else if now.since(*placeholder.absent_since.get_or_insert(now)) >= absent_for {
+                absent.push(*address);
+            }
+        }
+        for address in absent {
+            self.dismiss(address, now);
+        }
+    }
+
+    /// Behind a headless name, a replica that neither the name nor any peer has confirmed
+    /// for half of `absent_for` must expect to be declared gone (algorithm.md 0.1).
+    pub(super) fn is_fenced(&self, now: Timestamp) -> bool {
+        self.settings.directory == Directory::Name && now.since(self.confirmed) >= self.settings.absent_for / 2
+    }
+
+    pub(super) fn collect_garbage(&mut self, longest: Duration, now: Timestamp) {
+        self.placeholders.retain(|_, placeholder| placeholder.gone.is_none_or(|gone| gone.plus(longest) > now));
+        let keep = longest + REMEMBER_GONE;
+        // Who leaves before it ever froze a window is gone from the epoch on; it must be
+        // remembered all the same, or its next mention would bring it back.
+        let expired = |entry: &Entry| entry.gone.is_some_and(|gone| gone.max(entry.heard).plus(keep) <= now);
+        if !self.members.values().any(expired) {
+            return;
+        }
+        let watermark =
+            self.members.iter().filter(|(_, entry)| expired(entry)).map(|(id, _)| id.started().next()).max();
+        self.members.retain(|_, entry| !expired(entry));
+        self.watermark = self.watermark.max(watermark.unwrap_or_default());
+        self.changed();
+    }
+}

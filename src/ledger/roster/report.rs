@@ -1,0 +1,82 @@
+//! What a roster tells an operator: what happened, who blocks, why nothing was forgotten.
+
+use std::sync::Arc;
+
+use crate::ledger::message::ReplicaId;
+use crate::ledger::window::Timestamp;
+
+/// What happened to the roster that an operator may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RosterNote {
+    /// This replica has joined: it takes shares of windows that start at or after this.
+    Joined {
+        /// The first such window start.
+        first: Timestamp,
+    },
+    /// This replica stopped waiting for these and joined with the smallest share.
+    GaveUp {
+        /// Whom it no longer waits for.
+        silent: Vec<String>,
+    },
+    /// A replica is proven dead.
+    Gone {
+        /// Which.
+        replica: ReplicaId,
+        /// What proves it.
+        proof: Proof,
+    },
+    /// Somebody has declared this replica dead: it takes no further share.
+    DeclaredGone,
+    /// Two live replicas use one node name.
+    DuplicateNode {
+        /// The name.
+        node: Arc<str>,
+        /// The other one.
+        replica: ReplicaId,
+    },
+    /// The directory's answer does not contain this replica's own address.
+    NotListed,
+    /// The roster is full: the newcomer is not learnt, so it cannot join.
+    Full,
+}
+
+/// Why a replica counts as dead (algorithm.md 0.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Proof {
+    /// It said goodbye.
+    Goodbye,
+    /// A later process runs in the same exclusive slot.
+    SameSlot,
+    /// It was missing from the headless name for `absent_for`.
+    Absent,
+    /// An operator said so.
+    Forgotten,
+}
+
+/// Who keeps this replica from its share, and how to resolve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The replica's id, or the address nobody has answered at.
+    pub who: String,
+    /// What is missing.
+    pub why: String,
+    /// The command or change that resolves it.
+    pub resolve: String,
+}
+
+/// Why `quotum forget` did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForgetError {
+    /// The target is this replica.
+    #[error("this replica is alive: it cannot be forgotten by itself; stop it to make it leave")]
+    Myself,
+    /// Nobody of that id or unanswered address is on the roster.
+    #[error("{0} is not on this replica's roster; `quotum status` lists who is")]
+    Unknown(String),
+    /// The text is neither an id nor an address.
+    #[error("{0:?} is neither a replica id (32 hex digits) nor an address (ip:port)")]
+    NotATarget(String),
+}
