@@ -10,13 +10,6 @@ const PURE: [&str; 8] =
 /// The most lines of a file without its tests.
 const LINES: usize = 600;
 
-/// Files that are longer, how long they may be, and why.
-const LONGER: [(&str, usize, &str); 3] = [
-    ("src/ledger/mod.rs", 700, "the ledger's one door: all four kinds of method, in one place"),
-    ("src/ledger/roster.rs", 1_000, "who counts is one proof (algorithm.md 0.1) and is read as one"),
-    ("src/limiter.rs", 850, "a hit, a miss and a permit share one protocol, and private parts"),
-];
-
 /// Words that say nothing (ARCHITECTURE.md, glossary).
 const EMPTY_WORDS: [&str; 8] = ["manager", "helper", "helpers", "util", "utils", "handler", "data", "info"];
 
@@ -88,9 +81,7 @@ fn metrics_are_named_in_one_file() {
 #[test]
 fn files_can_be_read_in_one_sitting() {
     for source in sources("src") {
-        let longer = LONGER.iter().find(|(path, ..)| *path == source.path);
-        let most = longer.map_or(LINES, |(_, most, _)| *most);
-        assert!(source.all_lines <= most, "{} has {} lines of {most}", source.path, source.all_lines);
+        assert!(source.all_lines <= LINES, "{} has {} lines of {LINES}", source.path, source.all_lines);
     }
 }
 

@@ -293,7 +293,7 @@ fn two_leaving_members_each_confirming_another_joiner_h1() {
     fleet.kill(0);
     fleet.kill(1);
     fleet.run_until(START + 40_000);
-    assert_eq!(fleet.pods[third].joined().is_some() && fleet.pods[fourth].joined().is_some(), true, "after patience");
+    assert!(fleet.pods[third].joined().is_some() && fleet.pods[fourth].joined().is_some(), "after patience");
     fleet.cut.clear();
     for window in 1..3 {
         fleet.run_until(START + window * MINUTE + 1_000);

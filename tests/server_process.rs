@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = "deployments:\n  - id: a\n    model: m\n    upstream: STUB/v1\n    api_key: sk-upstream\n    \
-    limits:\n      - { unit: tokens, amount: 100000, window: 1h }\n";
+    limits:\n      - { unit: tokens, amount: 100000, window: 100d }\n";
 
 fn quotum() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
@@ -272,7 +272,8 @@ fn status_and_forget_speak_with_a_pod() {
 
 /// Returns the only quota in a pod's status once `done` holds for the status.
 fn quota_when(pod: &Running, done: impl Fn(&Value, &Value) -> bool) -> Value {
-    loop {
+    // So many that a pod that never gets there fails the test instead of hanging it.
+    for _ in 0..100_000 {
         let answer = ask(&pod.addr("admin"), "GET", "/status", "", "");
         let body = answer.split_once("\r\n\r\n").unwrap().1;
         let status: Value = serde_json::from_str(body).unwrap();
@@ -282,6 +283,7 @@ fn quota_when(pod: &Running, done: impl Fn(&Value, &Value) -> bool) -> Value {
         }
         std::thread::yield_now();
     }
+    panic!("the pod never got there");
 }
 
 #[test]
@@ -309,7 +311,12 @@ fn a_pod_that_leaves_hands_its_rights_over() {
         }
     };
     for pod in &pods {
-        let quota = quota_when(pod, |status, quota| status["has_share"] == true && quota["spendable"] != 0);
+        quota_when(pod, |status, _| status["has_share"] == true);
+        // A share is taken when it is first asked for. The upstream cannot be reached, so
+        // nothing of it is spent.
+        let answer = ask(&pod.addr("proxy"), "POST", "/v1/chat/completions", "", &chat(false));
+        assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+        let quota = quota_when(pod, |_, quota| quota["spendable"] != 0);
         assert!(quota["spendable"].as_u64().unwrap() < 100_000, "{quota}");
     }
     let [first, second] = pods;

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use crdts::{CmRDT, Dot, VClock};
 
 use super::message::Row;
-use super::quota::Key;
 use super::roster::Place;
 use super::window::Window;
 use crate::wallet::{After, Miss, Wallet};
@@ -32,11 +31,11 @@ impl Actor {
 const RING: usize = 4;
 
 /// The wallets of one key: a ring over its windows, shared between the hot path and the
-/// ledger. One cache line.
+/// ledger. One cache line, and nothing in it that a hit only reads: a line that another
+/// thread writes would be fetched twice.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct WalletRing {
-    length_ms: u64,
     purses: [Purse; RING],
     /// Units refused since the last tick: demand that never reached a wallet.
     pub(crate) refused: std::sync::atomic::AtomicU64,
@@ -51,29 +50,13 @@ struct Purse {
 }
 
 impl WalletRing {
-    pub(crate) fn new(key: &Key) -> Self {
+    pub(crate) fn new() -> Self {
         // A generation that no window of the purse's own place has: closed.
         let closed = |place: usize| Purse {
             spendable: Wallet::open(place as u64 + 1, 0),
             refunded: Wallet::open(place as u64 + 1, 0),
         };
-        Self {
-            length_ms: key.quota.window().ms().get(),
-            purses: std::array::from_fn(closed),
-            refused: std::sync::atomic::AtomicU64::new(0),
-        }
-    }
-
-    /// Returns the number of the window that `unix_ms` falls into.
-    #[inline]
-    pub(crate) const fn number_at(&self, unix_ms: u64) -> u64 {
-        unix_ms / self.length_ms
-    }
-
-    /// Returns the first millisecond after the window with this number.
-    #[inline]
-    pub(crate) const fn end_ms(&self, number: u64) -> u64 {
-        (number + 1).saturating_mul(self.length_ms)
+        Self { purses: std::array::from_fn(closed), refused: std::sync::atomic::AtomicU64::new(0) }
     }
 
     #[inline]

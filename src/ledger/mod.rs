@@ -28,6 +28,7 @@ mod message;
 mod parking;
 mod publish;
 mod quota;
+mod roll;
 mod roster;
 mod status;
 mod window;
@@ -194,6 +195,16 @@ pub enum Note {
 pub(crate) struct Counter {
     pub(crate) key: Key,
     pub(crate) ring: Arc<WalletRing>,
+}
+
+impl Counter {
+    /// Returns the number of the window that `unix_ms` falls into, and how many
+    /// milliseconds of it are left: at least one.
+    #[inline]
+    pub(crate) fn place_at(&self, unix_ms: u64) -> (u64, u64) {
+        let length_ms = self.key.quota.window().ms();
+        (unix_ms / length_ms, length_ms.get() - unix_ms % length_ms)
+    }
 }
 
 impl Ledger {
@@ -365,7 +376,7 @@ impl Ledger {
             self.keys.push(KeyState {
                 key,
                 limit,
-                ring: Arc::new(WalletRing::new(&key)),
+                ring: Arc::new(WalletRing::new()),
                 open: BTreeMap::new(),
                 demand: 0,
                 typical: 0,
@@ -489,95 +500,6 @@ impl Ledger {
         }
     }
 
-    /// Opens next windows whose lead has begun, freezes, and closes old ones.
-    fn roll(&mut self, now: Timestamp) {
-        for key in self.active.clone() {
-            let window = self.keys[key].key.quota.window().window_at(now);
-            let state = &self.keys[key];
-            let in_use = state.open.get(&window.number()).is_some_and(|account| account.touched);
-            if in_use && now >= window.next().opens() {
-                self.open(key, window.next(), now);
-            }
-            self.freeze_open(key, now);
-            self.close_old(key, now);
-        }
-    }
-
-    /// Returns the account of a window, opening it first if this is the first touch.
-    /// `None` if the window has closed.
-    fn open(&mut self, key: usize, window: Window, now: Timestamp) -> Option<&mut Account> {
-        let running = window_of(&self.keys[key], now);
-        // Four windows have a place: two that closed, the running one and the next.
-        if window.number() + 2 < running.number() || window.number() > running.number() + 1 {
-            return None;
-        }
-        if !self.keys[key].open.contains_key(&window.number()) {
-            if closes(window) <= now {
-                return None; // It was open once, or nobody here needed it.
-            }
-            // The place in the ring may still be taken by the window four before.
-            self.close_before(key, window.number().saturating_sub(3), now);
-            let state = &mut self.keys[key];
-            state.open.insert(window.number(), Account::open(window, &state.ring));
-            self.active.insert(key);
-            self.freeze_open(key, now);
-            if self.roster.is_leaving() || !self.limits[self.keys[key].limit].queue.is_empty() {
-                self.keys[key].ring.set_parked(window.number(), true);
-            }
-        }
-        self.keys[key].open.get_mut(&window.number())
-    }
-
-    /// Freezes every open window of a key that may be frozen now and is not.
-    fn freeze_open(&mut self, key: usize, now: Timestamp) {
-        let state = &mut self.keys[key];
-        for account in state.open.values_mut() {
-            let due = account.place.is_none() && now >= account.window.opens() && now < account.window.end();
-            if due && let Some(place) = self.roster.freeze(&state.key, account.window, now) {
-                account.freeze(place, state.key.quota.amount(), &state.ring);
-            }
-        }
-    }
-
-    fn close_old(&mut self, key: usize, now: Timestamp) {
-        let state = &self.keys[key];
-        let open = state.open.values().filter(|account| closes(account.window) > now);
-        let keep = open.map(|account| account.window.number()).min().unwrap_or(u64::MAX);
-        self.close_before(key, keep, now);
-    }
-
-    /// Closes every window of a key before the one with this number: counts it, and what
-    /// nobody could cover in it.
-    fn close_before(&mut self, key: usize, keep: u64, now: Timestamp) {
-        while let Some(entry) = self.keys[key].open.first_entry() {
-            if *entry.key() >= keep || entry.get().window.end() > now {
-                break;
-            }
-            let account = entry.remove();
-            let window = account.window;
-            let state = &mut self.keys[key];
-            let usage = account.close(&state.ring);
-            state.closed.admitted += usage.reserved;
-            state.closed.refunded += usage.refunded;
-            self.indebted.remove(&(key, window.number()));
-            if usage.balance < 0 {
-                self.note_uncovered(key, window, usage.balance.unsigned_abs());
-            }
-        }
-        if self.keys[key].open.is_empty() {
-            self.keys[key].demand = 0;
-            self.active.remove(&key);
-        }
-    }
-
-    fn note_uncovered(&mut self, key: usize, window: Window, amount: u64) {
-        let state = &mut self.keys[key];
-        state.closed.uncovered += amount;
-        let limit = Arc::clone(&self.limits[state.limit].name);
-        let unit = state.key.quota.unit();
-        self.note(Note::Uncovered { limit, unit, amount, window });
-    }
-
     fn note(&mut self, note: Note) {
         // A reader that never polls must not make the ledger grow.
         if self.notes.len() >= 1_024 {
@@ -611,13 +533,6 @@ impl Ledger {
             (self.interval * REACHABLE_TICKS).max(Duration::from_millis(300)) + Duration::from_millis(4 * peer.rtt_ms);
         now.since(peer.heard) < silence && now.since(peer.echo) < silence * 2 && !self.roster.is_gone(id)
     }
-}
-
-/// When the last settlement can still reach a window: two windows or ten minutes after
-/// its end, whichever is sooner.
-fn closes(window: Window) -> Timestamp {
-    let length = window.end().since(window.start());
-    window.end().plus((length * 2).min(Duration::from_secs(600)))
 }
 
 fn window_of(state: &KeyState, now: Timestamp) -> Window {

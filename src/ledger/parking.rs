@@ -192,8 +192,11 @@ impl Ledger {
                 state.ring.balance(window.number()),
                 self.reachable_rights(key, window, now),
             ),
-            None if self.attached => (0, 0, limit),
-            None => (0, if self.roster.is_leaving() { 0 } else { limit as i64 }, 0),
+            // Nobody has touched this window here: what the first touch would open.
+            None => {
+                let share = self.roster.place(&state.key, window, now).map_or(0, |place| place.share(limit));
+                (0, share as i64, if self.attached { limit - share } else { 0 })
+            }
         };
         let spendable = balance.max(0) as u64;
         let margin = limit.saturating_sub(used).saturating_sub(spendable);

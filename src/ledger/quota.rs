@@ -268,9 +268,20 @@ impl Claim {
         self
     }
 
+    /// A claim of nothing at all: what a refunded request has used.
+    pub(crate) const NOTHING: Self = Self { amounts: [0; 4] };
+
     /// Returns the amount of one unit.
+    #[inline]
     pub const fn amount(&self, unit: Unit) -> u64 {
-        self.amounts[unit as usize]
+        // Not `self.amounts[unit as usize]`: an index that is not constant would keep every
+        // claim in memory, and its copies would wait for one another's stores.
+        match unit {
+            Unit::Tokens => self.amounts[0],
+            Unit::Requests => self.amounts[1],
+            Unit::InputTokens => self.amounts[2],
+            Unit::OutputTokens => self.amounts[3],
+        }
     }
 }
 

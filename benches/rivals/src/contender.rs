@@ -66,6 +66,7 @@ pub fn contenders() -> Vec<Contender<'static>> {
         governor_direct(DIRECT),
         governor_one("governor `check`", DIRECT),
         quotum_by_key("quotum by key, acquire + settle", KEYED, names.clone()),
+        quotum_owned("quotum by key, `handle()`", KEYED, names.clone()),
         governor_keyed(KEYED, names.clone()),
         limitador("limitador in-memory, by key", KEYED, names),
     ]
@@ -96,6 +97,18 @@ fn quotum_settle(name: &'static str, rival: &'static str) -> Contender<'static> 
 
 /// As above, with the deployment looked up by its id first.
 fn quotum_by_key(name: &'static str, rival: &'static str, names: Vec<String>) -> Contender<'static> {
+    let limiter = limiter(&names);
+    Contender::new(name, Some(rival), move |thread, n| {
+        for name in turns(&names, thread, n) {
+            let handle = limiter.get(black_box(name)).expect("it was configured");
+            let permit = handle.try_acquire(black_box(claim())).expect("the quota is large enough");
+            permit.settle(black_box(u64::from(TOKENS)));
+        }
+    })
+}
+
+/// As above, through a handle of its own: two reference counts move.
+fn quotum_owned(name: &'static str, rival: &'static str, names: Vec<String>) -> Contender<'static> {
     let limiter = limiter(&names);
     Contender::new(name, Some(rival), move |thread, n| {
         for name in turns(&names, thread, n) {

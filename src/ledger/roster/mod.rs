@@ -301,6 +301,13 @@ impl Roster {
     /// Freezes the roster of a window for one key and returns this replica's place in it,
     /// or `None` if it is not entitled to a share.
     pub(crate) fn freeze(&mut self, key: &Key, window: Window, now: Timestamp) -> Option<Place> {
+        let place = self.place(key, window, now)?;
+        self.max_start = self.max_start.max(Some(window.start()));
+        Some(place)
+    }
+
+    /// Returns the place that freezing a window now would give.
+    pub(crate) fn place(&self, key: &Key, window: Window, now: Timestamp) -> Option<Place> {
         let start = window.start();
         let entitled = self.first.is_some_and(|first| start >= first)
             && self.gone_me.is_none_or(|gone| start < gone)
@@ -309,7 +316,6 @@ impl Roster {
         if !entitled {
             return None;
         }
-        self.max_start = self.max_start.max(Some(start));
         let mine = order(self.me.bits(), key, window);
         let mut replicas = 1;
         let mut rank = 0;
