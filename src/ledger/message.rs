@@ -63,7 +63,7 @@ impl fmt::Debug for ReplicaId {
 }
 
 /// Where a replica runs.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
     /// The node's name, at most [`Slot::MAX_NODE`] bytes.
     pub node: Arc<str>,
@@ -156,7 +156,7 @@ pub enum RequestKind {
 /// Who counts, as one replica knows it: the whole roster in one message.
 ///
 /// It carries what it tells each member, so that it can be broadcast and relayed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RosterMessage {
     /// Who says so.
     pub from: ReplicaId,
@@ -171,7 +171,7 @@ pub struct RosterMessage {
 }
 
 /// One replica in a [`RosterMessage`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Who.
     pub id: ReplicaId,

@@ -45,7 +45,8 @@ pub use self::quota::{
     Claim, Denied, Key, LimitId, Mode, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit, WindowKind,
 };
 pub use self::roster::{
-    Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Proof, RosterNote, RosterSettings,
+    Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
+    RosterSettings,
 };
 pub use self::status::{Counters, LimitStatus, Mismatch, PeerStatus, Status};
 pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
@@ -54,7 +55,6 @@ pub(crate) use self::account::WalletRing;
 use self::account::{Account, Actor};
 use self::parking::Parked;
 pub(crate) use self::parking::{Admission, Ask, Ticket};
-use self::roster::Roster;
 
 /// How long a peer may be silent before it is no longer asked for rights. Peers send
 /// something at least every second tick, so this is three of those. It decides who is
@@ -156,6 +156,8 @@ pub struct Ignored {
     pub future_window: u64,
     /// For a limit or quota this replica does not have.
     pub unknown_key: u64,
+    /// Answers of peers that name a window later than this clock allows.
+    pub future_answer: u64,
     /// Requests for rights that were answered before, or whose sender does not echo us.
     pub stale_request: u64,
     /// More distinct replicas than a ledger can name.
@@ -300,6 +302,7 @@ impl Ledger {
     /// Does what is due every gossip interval.
     pub fn handle_tick(&mut self, now: Timestamp) {
         let now = self.advance(now);
+        self.compare_clocks(now);
         self.roster_moved(now);
         self.roll(now);
         self.measure(now);
@@ -479,6 +482,21 @@ impl Ledger {
         if owed {
             self.send_roster(message.from, now);
         }
+    }
+
+    /// Compares this clock with the median of all fresh ones, its own among them, if there
+    /// are at least two others: fewer cannot tell who is wrong.
+    fn compare_clocks(&mut self, now: Timestamp) {
+        let fresh = self.peers.iter().filter(|(id, _)| self.is_reachable(**id, now));
+        let mut skews: Vec<i64> = fresh.map(|(_, peer)| peer.skew_ms).chain([0]).collect();
+        skews.sort_unstable();
+        let middle = skews.len() / 2;
+        let median = match skews.len() {
+            1 | 2 => None,
+            odd if odd % 2 == 1 => Some(skews[middle]),
+            _ => Some(i64::midpoint(skews[middle - 1], skews[middle])),
+        };
+        self.roster.handle_clock(median.map(i64::wrapping_neg));
     }
 
     /// Draws the consequences of a changed roster: joins, freezes what it may freeze now.

@@ -174,8 +174,9 @@ impl Ledger {
         let parked = self.roster.is_leaving() || !self.limits[limit].queue.is_empty();
         for key in &self.limits[limit].keys {
             let state = &self.keys[*key];
-            for number in state.open.keys() {
-                state.ring.set_parked(*number, parked);
+            for (number, account) in &state.open {
+                // One that has ended stays shut to newcomers: their clock has stepped back.
+                state.ring.set_parked(*number, parked || account.window.end() <= self.now);
             }
         }
     }

@@ -23,6 +23,11 @@ impl Ledger {
             }
             self.freeze_open(key, now);
             self.close_old(key, now);
+            let state = &self.keys[key];
+            for account in state.open.values().filter(|account| account.window.end() <= now) {
+                // Settlements still reach it; a clock that steps back does not.
+                state.ring.set_parked(account.window.number(), true);
+            }
         }
     }
 

@@ -128,7 +128,7 @@ impl Ledger {
                 })
                 .collect(),
             limits: (0..self.limits.len()).map(|limit| self.limit_status(limit, now)).collect(),
-            ignored: self.ignored,
+            ignored: Ignored { future_answer: self.roster.future_answers(), ..self.ignored },
         }
     }
 

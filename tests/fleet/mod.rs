@@ -103,13 +103,24 @@ pub struct Fleet {
     pub cut: BTreeSet<(usize, usize)>,
     /// Everything ever sent, if a test wants to play it again.
     pub sent: Vec<Letter>,
+    /// How far a slot's clock is off, in milliseconds.
+    pub offsets: BTreeMap<usize, i64>,
     seed: u64,
 }
 
 impl Fleet {
     pub fn new(quota: Quota, start_ms: u64) -> Self {
         let policy = Policy { edge: Duration::ZERO, ..Policy::default() };
-        Self { now_ms: start_ms, pods: Vec::new(), quota, policy, cut: BTreeSet::new(), sent: Vec::new(), seed: 1 }
+        Self {
+            now_ms: start_ms,
+            pods: Vec::new(),
+            quota,
+            policy,
+            cut: BTreeSet::new(),
+            sent: Vec::new(),
+            offsets: BTreeMap::new(),
+            seed: 1,
+        }
     }
 
     /// Three pods with a static list, joined at once.
@@ -130,7 +141,8 @@ impl Fleet {
     /// Starts a process in slot `slot`; returns its place in `pods`.
     pub fn start(&mut self, slot: usize, directory: Directory, settings: RosterSettings) -> usize {
         let clock = ManualClock::default();
-        clock.set(self.now_ms);
+        let started = self.local_ms(slot);
+        clock.set(started);
         self.seed += 1;
         let limiter = Limiter::builder()
             .deployment_with(DEPLOYMENT, [self.quota], self.policy.clone())
@@ -138,7 +150,7 @@ impl Fleet {
             .seed(self.seed)
             .build()
             .expect("a valid configuration");
-        let id = ReplicaId::new(Timestamp::from_unix_ms(self.now_ms), u128::from(self.seed) * 7_919);
+        let id = ReplicaId::new(Timestamp::from_unix_ms(started), u128::from(self.seed) * 7_919);
         let addr = address(slot);
         let slot = Slot { node: format!("pod-{slot}").into(), addr, exclusive: true };
         limiter.attach(id, slot, RosterSettings { directory, ..settings }, Duration::from_millis(100));
@@ -177,7 +189,7 @@ impl Fleet {
     pub fn pass(&mut self, ms: u64) {
         self.now_ms += ms;
         for pod in &self.pods {
-            pod.clock.set(self.now_ms);
+            pod.clock.set(self.local_ms(slot_of(pod.addr)));
         }
     }
 
@@ -269,12 +281,17 @@ impl Fleet {
         });
     }
 
+    /// What the clock of a slot shows now.
+    fn local_ms(&self, slot: usize) -> u64 {
+        self.now_ms.saturating_add_signed(self.offsets.get(&slot).copied().unwrap_or(0))
+    }
+
     /// The letters to whoever runs at an address now: at most one.
     fn letters(&self, from: usize, addr: SocketAddr, message: Option<Message>) -> Vec<Letter> {
         let to = self.pods.iter().rposition(|pod| pod.addr == addr && pod.alive);
         let contact = |to: usize| Contact {
             from: self.pods[from].id,
-            sent_at: Timestamp::from_unix_ms(self.now_ms),
+            sent_at: Timestamp::from_unix_ms(self.local_ms(slot_of(self.pods[from].addr))),
             echo: self.pods[from].heard.get(&to).copied(),
         };
         to.into_iter()
@@ -301,6 +318,14 @@ impl Fleet {
 /// The address of a slot.
 pub fn address(slot: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, u8::try_from(slot + 1).expect("few slots")], 7946))
+}
+
+/// The slot of an address.
+fn slot_of(addr: SocketAddr) -> usize {
+    match addr {
+        SocketAddr::V4(addr) => usize::from(addr.ip().octets()[3]) - 1,
+        SocketAddr::V6(_) => unreachable!("slots have IPv4 addresses"),
+    }
 }
 
 /// Polls a future once, counting wake-ups.

@@ -20,7 +20,10 @@ const REMEMBER_GONE: Duration = Duration::from_secs(3_600);
 impl Roster {
     /// Declares dead the replica with this id, or whoever is listed at this address and
     /// never answered. Returns what was forgotten.
-    pub(crate) fn forget(&mut self, target: &str, now: Timestamp) -> Result<String, ForgetError> {
+    ///
+    /// # Errors
+    /// Says why nothing was changed.
+    pub fn forget(&mut self, target: &str, now: Timestamp) -> Result<String, ForgetError> {
         if let Some(id) = ReplicaId::parse(target) {
             if id == self.me {
                 return Err(ForgetError::Myself);

@@ -14,7 +14,7 @@ use crate::ledger::window::{EPSILON, Timestamp};
 
 impl Roster {
     /// Returns who keeps this replica from its share, or costs it a part.
-    pub(crate) fn blocked(&self) -> Vec<Blocked> {
+    pub fn blocked(&self) -> Vec<Blocked> {
         let mut blocked = Vec::new();
         if !self.has_looked() {
             blocked.push(Blocked {
@@ -35,8 +35,16 @@ impl Roster {
             if waits && entry.ack.is_none() && entry.gone.is_none() {
                 blocked.push(Blocked {
                     who: id.to_string(),
-                    why: format!("{} at {} has not answered this replica", entry.slot.node, entry.slot.addr),
-                    resolve: format!("if it is dead: quotum forget {id}"),
+                    why: if entry.ahead {
+                        format!("{} at {} has a clock too far ahead to be believed", entry.slot.node, entry.slot.addr)
+                    } else {
+                        format!("{} at {} has not answered this replica", entry.slot.node, entry.slot.addr)
+                    },
+                    resolve: if entry.ahead {
+                        format!("set the clock of {} and restart it", entry.slot.node)
+                    } else {
+                        format!("if it is dead: quotum forget {id}")
+                    },
                 });
             }
         }
@@ -45,6 +53,13 @@ impl Roster {
                 who: address.to_string(),
                 why: "a live replica that the static list of seeds does not name".into(),
                 resolve: format!("add {address} to gossip.seeds of every replica"),
+            });
+        }
+        if let Some(off_ms) = self.clock_off {
+            blocked.push(Blocked {
+                who: self.me.to_string(),
+                why: format!("this replica's clock is {off_ms} ms off the median of its peers: it takes no share"),
+                resolve: "set this machine's clock (NTP)".into(),
             });
         }
         if self.gone_me.is_some() && !self.leaving {
@@ -58,7 +73,7 @@ impl Roster {
     }
 
     /// Takes an answer of the directory: every listed address, this replica's among them.
-    pub(crate) fn handle_listing(&mut self, addresses: &[SocketAddr], now: Timestamp) {
+    pub fn handle_listing(&mut self, addresses: &[SocketAddr], now: Timestamp) {
         if self.settings.directory == Directory::Alone {
             return;
         }

@@ -31,7 +31,7 @@ pub use self::settings::{Directory, FirstWindow, OnSilence, RosterSettings};
 /// The most replicas a roster holds, the dead ones of the last hours among them.
 pub const MAX_MEMBERS: usize = 4_096;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Entry {
     slot: Slot,
     /// From which nominal start on I count it.
@@ -45,6 +45,8 @@ struct Entry {
     /// Whether it has echoed a frame I sent after my first look at the directory: it is
     /// the process that runs there now.
     alive_after_look: bool,
+    /// Whether its answer named a window too far ahead to be true.
+    ahead: bool,
     /// Whether its own floor matters to mine: it may have started after my look.
     floor: Timestamp,
     /// The last revision of its message that I have read.
@@ -58,7 +60,7 @@ struct Entry {
 }
 
 /// Someone listed at an address where nobody has answered yet.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Placeholder {
     absent_since: Option<Timestamp>,
     /// From which nominal start on nobody there takes a share: it was forgotten, or the
@@ -72,9 +74,12 @@ impl Placeholder {
     }
 }
 
-/// The roster of one replica.
-#[derive(Debug)]
-pub(crate) struct Roster {
+/// The roster of one replica: a state machine of its own, as pure as the ledger around it.
+///
+/// A [`Ledger`](super::Ledger) drives one; nobody else has to. It is public so that it can
+/// be checked by itself, as tests/model.rs does with every reachable state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Roster {
     me: ReplicaId,
     slot: Slot,
     settings: RosterSettings,
@@ -100,18 +105,23 @@ pub(crate) struct Roster {
     /// The last instant at which the directory or a peer confirmed that I exist.
     confirmed: Timestamp,
     watermark: Timestamp,
+    /// How far this replica's clock is off its peers' median, in ms, if that is too much.
+    clock_off: Option<i64>,
+    /// Answers that name a window too far ahead to be true, and whose they were.
+    future_answers: u64,
     revision: u64,
     message: Option<Arc<RosterMessage>>,
     notes: Vec<RosterNote>,
 }
 
 /// How many replicas count in a window, and this one's place among them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) replicas: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// How many replicas count, this one among them; at least one.
+    pub replicas: u64,
     /// `None`: no place of its own in the remainder, because this replica gave up
     /// waiting for somebody.
-    pub(crate) rank: Option<u64>,
+    pub rank: Option<u64>,
 }
 
 impl Place {
@@ -119,7 +129,7 @@ impl Place {
     ///
     /// Safe by A2 alone: whoever counts one more replica than the holders has a share no
     /// larger than with the holders only, and those shares sum up to `amount`.
-    pub(crate) fn share(self, amount: u64) -> u64 {
+    pub fn share(self, amount: u64) -> u64 {
         match self.rank {
             Some(rank) => (amount + self.replicas - 1 - rank) / self.replicas,
             None => amount / self.replicas,
@@ -129,7 +139,7 @@ impl Place {
 
 impl Roster {
     /// Returns the roster of a replica that has registered and not looked yet.
-    pub(crate) fn new(me: ReplicaId, slot: Slot, settings: RosterSettings, now: Timestamp) -> Self {
+    pub fn new(me: ReplicaId, slot: Slot, settings: RosterSettings, now: Timestamp) -> Self {
         Self {
             me,
             slot,
@@ -149,6 +159,8 @@ impl Roster {
             ranked_from: Timestamp::ZERO,
             confirmed: now,
             watermark: Timestamp::ZERO,
+            clock_off: None,
+            future_answers: 0,
             revision: 1,
             message: None,
             notes: Vec::new(),
@@ -175,15 +187,18 @@ impl Roster {
         self.settings.directory
     }
 
-    pub(crate) const fn first(&self) -> Option<Timestamp> {
+    /// Returns from which nominal start on this replica takes shares, once it has joined.
+    pub const fn first(&self) -> Option<Timestamp> {
         self.first
     }
 
-    pub(crate) const fn is_leaving(&self) -> bool {
+    /// Returns whether [`Roster::leave`] was called.
+    pub const fn is_leaving(&self) -> bool {
         self.leaving
     }
 
-    pub(crate) const fn has_looked(&self) -> bool {
+    /// Returns whether the directory has given an answer that counts.
+    pub const fn has_looked(&self) -> bool {
         self.looked.is_some()
     }
 
@@ -193,7 +208,7 @@ impl Roster {
     }
 
     /// Returns every other replica ever heard of and still remembered, with its end.
-    pub(crate) fn everybody(&self) -> impl Iterator<Item = (ReplicaId, &Slot, Option<Timestamp>)> {
+    pub fn everybody(&self) -> impl Iterator<Item = (ReplicaId, &Slot, Option<Timestamp>)> {
         self.members.iter().map(|(id, entry)| (*id, &entry.slot, entry.gone))
     }
 
@@ -206,7 +221,7 @@ impl Roster {
     }
 
     /// Returns listed addresses at which nobody has answered yet.
-    pub(crate) fn unresolved(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn unresolved(&self) -> impl Iterator<Item = SocketAddr> {
         self.placeholders.iter().filter(|(_, placeholder)| placeholder.gone.is_none()).map(|(address, _)| *address)
     }
 
@@ -228,7 +243,7 @@ impl Roster {
     // Handle.
 
     /// Notes that a frame of `contact.from` was opened.
-    pub(crate) fn handle_contact(&mut self, contact: &Contact, now: Timestamp) {
+    pub fn handle_contact(&mut self, contact: &Contact, now: Timestamp) {
         if contact.echo.is_some() {
             self.confirmed = self.confirmed.max(now);
         }
@@ -248,8 +263,24 @@ impl Roster {
         }
     }
 
+    /// Takes how far this replica's clock is off the median of its fresh peers, in ms;
+    /// `None` if too few are fresh to tell. Beyond epsilon it takes no share: the proofs of
+    /// death of everybody else rest on clocks within it.
+    pub fn handle_clock(&mut self, off_ms: Option<i64>) {
+        let off = off_ms.filter(|off| off.unsigned_abs() > EPSILON.as_millis() as u64);
+        if off.is_some() != self.clock_off.is_some() {
+            self.notes.push(off.map_or(RosterNote::ClockRight, |off_ms| RosterNote::ClockOff { off_ms }));
+        }
+        self.clock_off = off;
+    }
+
+    /// Returns how many answers were ignored because they named windows too far ahead.
+    pub const fn future_answers(&self) -> u64 {
+        self.future_answers
+    }
+
     /// Takes a roster message, direct or relayed. Returns whether its sender is owed mine.
-    pub(crate) fn handle_message(&mut self, message: &RosterMessage, now: Timestamp) -> bool {
+    pub fn handle_message(&mut self, message: &RosterMessage, now: Timestamp) -> bool {
         if message.from == self.me {
             return false;
         }
@@ -277,7 +308,13 @@ impl Roster {
         let mut owed = news;
         if let Some(mine) = mine {
             // `counts` never changes once said, so an old message says the same.
-            entry.ack.get_or_insert(mine.counts);
+            if mine.counts <= latest_answer(now) {
+                entry.ack.get_or_insert(mine.counts);
+                entry.ahead = false;
+            } else if entry.ack.is_none() {
+                entry.ahead = true;
+                self.future_answers += 1;
+            }
             entry.seen_of_mine = entry.seen_of_mine.max(mine.seen.min(revision));
             owed |= mine.seen < revision;
         } else {
@@ -291,7 +328,7 @@ impl Roster {
 
     /// Joins if nothing is missing, or gives up if the time has come. `running` is the
     /// earliest start of the windows that run now, over all keys.
-    pub(crate) fn handle_time(&mut self, running: Timestamp, longest: Duration, now: Timestamp) {
+    pub fn handle_time(&mut self, running: Timestamp, longest: Duration, now: Timestamp) {
         self.join(running, now);
         self.collect_garbage(longest, now);
     }
@@ -300,7 +337,7 @@ impl Roster {
 
     /// Freezes the roster of a window for one key and returns this replica's place in it,
     /// or `None` if it is not entitled to a share.
-    pub(crate) fn freeze(&mut self, key: &Key, window: Window, now: Timestamp) -> Option<Place> {
+    pub fn freeze(&mut self, key: &Key, window: Window, now: Timestamp) -> Option<Place> {
         let place = self.place(key, window, now)?;
         self.max_start = self.max_start.max(Some(window.start()));
         Some(place)
@@ -312,6 +349,7 @@ impl Roster {
         let entitled = self.first.is_some_and(|first| start >= first)
             && self.gone_me.is_none_or(|gone| start < gone)
             && !self.leaving
+            && self.clock_off.is_none()
             && !self.is_fenced(now);
         if !entitled {
             return None;
@@ -332,7 +370,7 @@ impl Roster {
     }
 
     /// Leaves: no share from the next unfrozen window on. Once, irrevocable.
-    pub(crate) fn leave(&mut self) {
+    pub fn leave(&mut self) {
         if !self.leaving {
             self.leaving = true;
             let gone = self.unfrozen();
@@ -342,7 +380,7 @@ impl Roster {
     }
 
     /// Returns the one roster message, as it stands now.
-    pub(crate) fn message(&mut self) -> Arc<RosterMessage> {
+    pub fn message(&mut self) -> Arc<RosterMessage> {
         if let Some(message) = &self.message {
             return Arc::clone(message);
         }
@@ -375,6 +413,33 @@ impl Roster {
         });
         self.message = Some(Arc::clone(&message));
         message
+    }
+
+    /// Returns the same roster without what only paces messages and talks to operators:
+    /// revisions, what was read of whom, and when something was last heard.
+    ///
+    /// As long as `absent_for` does not pass, it takes the same shares and sends the same
+    /// instants as this one, whatever comes. Of the many rosters that differ in nothing
+    /// else, a search through all reachable states visits this one.
+    #[must_use]
+    pub fn without_pace(&self) -> Self {
+        let at_rest = |entry: &Entry| Entry {
+            seen: 0,
+            seen_of_mine: 0,
+            heard: Timestamp::ZERO,
+            absent_since: None,
+            ..entry.clone()
+        };
+        let waited_for = |placeholder: &Placeholder| Placeholder { absent_since: None, ..*placeholder };
+        Self {
+            members: self.members.iter().map(|(id, entry)| (*id, at_rest(entry))).collect(),
+            placeholders: self.placeholders.iter().map(|(address, silent)| (*address, waited_for(silent))).collect(),
+            confirmed: self.started,
+            revision: 1,
+            message: None,
+            notes: Vec::new(),
+            ..self.clone()
+        }
     }
 
     // Poll.
@@ -422,6 +487,7 @@ impl Roster {
                 ack: None,
                 spoke: itself,
                 alive_after_look: false,
+                ahead: false,
                 floor: Timestamp::ZERO,
                 seen: 0,
                 seen_of_mine: 0,
@@ -470,6 +536,12 @@ impl Roster {
 /// replica's clock was at most epsilon ahead and froze at most the longest lead ahead of
 /// it, and mine is at most epsilon behind.
 fn safe_floor(now: Timestamp) -> Timestamp {
+    now.plus(MAX_LEAD + EPSILON * 2).next()
+}
+
+/// The latest window start an honest peer can name: its clock is at most twice epsilon
+/// ahead of mine, and it froze at most the longest lead ahead of that.
+fn latest_answer(now: Timestamp) -> Timestamp {
     now.plus(MAX_LEAD + EPSILON * 2).next()
 }
 

@@ -6,7 +6,7 @@ use crate::ledger::message::ReplicaId;
 use crate::ledger::window::Timestamp;
 
 /// What happened to the roster that an operator may want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RosterNote {
     /// This replica has joined: it takes shares of windows that start at or after this.
@@ -28,6 +28,14 @@ pub enum RosterNote {
     },
     /// Somebody has declared this replica dead: it takes no further share.
     DeclaredGone,
+    /// This replica's clock is off the median of its peers by more than epsilon: it takes
+    /// no further share.
+    ClockOff {
+        /// Its clock minus the median, in milliseconds.
+        off_ms: i64,
+    },
+    /// It is within epsilon again.
+    ClockRight,
     /// Two live replicas use one node name.
     DuplicateNode {
         /// The name.
@@ -42,7 +50,7 @@ pub enum RosterNote {
 }
 
 /// Why a replica counts as dead (algorithm.md 0.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Proof {
     /// It said goodbye.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What lists the replicas (algorithm.md 0.1, Directories).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Directory {
     /// Nothing: this replica is alone.
     #[default]
@@ -15,7 +15,7 @@ pub enum Directory {
 }
 
 /// What a newcomer does about a listed replica that never answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnSilence {
     /// Joins without it after `patience`, with at most L/n over if it is alive after all.
     #[default]
@@ -25,7 +25,7 @@ pub enum OnSilence {
 }
 
 /// What a replica takes of the window that runs when it starts and nobody else knows it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FirstWindow {
     /// A share, once everybody listed has answered: a cold start serves at once, and a
     /// restart of the whole fleet inside one window may spend up to L again.
@@ -36,7 +36,7 @@ pub enum FirstWindow {
 }
 
 /// The rules a roster follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RosterSettings {
     /// What lists the replicas.
     pub directory: Directory,
