@@ -304,7 +304,7 @@ impl<N: Net> Run<N> {
                 (transmits, notes)
             });
             for note in notes {
-                info!(?note, "ledger");
+                info!("{note}");
             }
             if transmits.is_empty() {
                 return;

@@ -34,6 +34,7 @@ mod status;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,6 +191,25 @@ pub enum Note {
         /// In which window.
         window: Window,
     },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Roster(note) => note.fmt(f),
+            Self::Mismatch { limit, peer, theirs } => {
+                write!(
+                    f,
+                    "replica {peer} enforces {theirs} for {limit}: each spends only its own version; make them equal"
+                )
+            }
+            Self::Uncovered { limit, unit, amount, window } => write!(
+                f,
+                "{amount} {unit} of {limit} were used beyond all rights left in the window at {:?}",
+                window.start()
+            ),
+        }
+    }
 }
 
 /// What the hot path needs of one key.

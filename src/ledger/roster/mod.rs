@@ -175,7 +175,8 @@ impl Roster {
 
     // Look.
 
-    pub(crate) const fn me(&self) -> ReplicaId {
+    /// Returns this replica's id.
+    pub const fn me(&self) -> ReplicaId {
         self.me
     }
 
@@ -516,7 +517,7 @@ impl Roster {
             return;
         }
         if let Some(gone) = member.gone {
-            self.declare_gone(member.id, gone, Proof::Goodbye);
+            self.declare_gone(member.id, gone, Proof::Told);
         }
     }
 

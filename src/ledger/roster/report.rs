@@ -1,7 +1,9 @@
 //! What a roster tells an operator: what happened, who blocks, why nothing was forgotten.
 
+use std::fmt;
 use std::sync::Arc;
 
+use super::MAX_MEMBERS;
 use crate::ledger::message::ReplicaId;
 use crate::ledger::window::Timestamp;
 
@@ -49,18 +51,55 @@ pub enum RosterNote {
     Full,
 }
 
+impl fmt::Display for RosterNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Joined { first } => write!(f, "joined: takes its share of windows that start at {first:?} or later"),
+            Self::GaveUp { silent } => {
+                write!(f, "gave up waiting for {}: joined with the smallest share", silent.join(", "))
+            }
+            Self::Gone { replica, proof } => write!(f, "replica {replica} is gone ({proof})"),
+            Self::DeclaredGone => {
+                f.write_str("the fleet was told that this replica is dead: it takes no further share; restart it")
+            }
+            Self::ClockOff { off_ms } => {
+                write!(f, "this clock is {off_ms} ms off its peers' median: no further share until it is set")
+            }
+            Self::ClockRight => f.write_str("this clock is within epsilon of its peers again"),
+            Self::DuplicateNode { node, replica } => {
+                write!(f, "replica {replica} uses this replica's node name, {node}: give each its own")
+            }
+            Self::NotListed => {
+                f.write_str("the directory does not list this replica's own address: check gossip.seeds and advertise")
+            }
+            Self::Full => write!(f, "the roster holds {MAX_MEMBERS} replicas: a newcomer is not learnt"),
+        }
+    }
+}
+
 /// Why a replica counts as dead (algorithm.md 0.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Proof {
-    /// It said goodbye.
-    Goodbye,
+    /// A peer said so: it left, or the peer has a proof.
+    Told,
     /// A later process runs in the same exclusive slot.
     SameSlot,
     /// It was missing from the headless name for `absent_for`.
     Absent,
     /// An operator said so.
     Forgotten,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Told => "a peer said so",
+            Self::SameSlot => "a later process runs in its slot",
+            Self::Absent => "the headless name has lacked it",
+            Self::Forgotten => "an operator said so",
+        })
+    }
 }
 
 /// Who keeps this replica from its share, and how to resolve it.
