@@ -251,9 +251,14 @@ impl Ledger {
         self.roster.me()
     }
 
-    /// Returns the replicas that count as alive, and where to send to them, by id.
+    /// Returns the replicas that count as alive, and where to send to them, by id. One that
+    /// has said goodbye is among them as long as it is heard: it hands over what its last
+    /// requests give back, and only to those it hears.
     pub fn peers(&self) -> Vec<(ReplicaId, SocketAddr)> {
-        self.roster.peers().map(|(id, slot)| (id, slot.addr)).collect()
+        let silence = self.interval * super::REACHABLE_TICKS * 2;
+        let heard = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| self.now.since(peer.heard) < silence);
+        let everybody = self.roster.everybody().filter(|(id, _, gone)| gone.is_none() || heard(id));
+        everybody.map(|(id, slot, _)| (id, slot.addr)).collect()
     }
 
     /// Returns where a replica of the roster listens, gone or not.

@@ -12,6 +12,7 @@
 //! death turns the local clock into one.
 
 mod death;
+mod essence;
 mod join;
 mod report;
 mod settings;
@@ -289,11 +290,11 @@ impl Roster {
             return false; // A replica that does not list itself has not said who it is.
         };
         self.watermark = self.watermark.max(message.watermark);
-        if !self.learn(message.from, &own.slot, true, now) {
+        if !self.learn(message.from, &own.slot, Some(message.floor), now) {
             return false;
         }
         for member in &message.members {
-            self.merge_member(member, message.from, now);
+            self.merge_member(member, now);
         }
         let me = self.me;
         let revision = self.revision;
@@ -359,7 +360,7 @@ impl Roster {
         let mut replicas = 1;
         let mut rank = 0;
         for (id, entry) in &self.members {
-            if entry.gone.is_none_or(|gone| gone > start) {
+            if entry.counts <= start && entry.gone.is_none_or(|gone| gone > start) {
                 replicas += 1;
                 rank += u64::from((order(id.bits(), key, window), *id) < (mine, self.me));
             }
@@ -416,33 +417,6 @@ impl Roster {
         message
     }
 
-    /// Returns the same roster without what only paces messages and talks to operators:
-    /// revisions, what was read of whom, and when something was last heard.
-    ///
-    /// As long as `absent_for` does not pass, it takes the same shares and sends the same
-    /// instants as this one, whatever comes. Of the many rosters that differ in nothing
-    /// else, a search through all reachable states visits this one.
-    #[must_use]
-    pub fn without_pace(&self) -> Self {
-        let at_rest = |entry: &Entry| Entry {
-            seen: 0,
-            seen_of_mine: 0,
-            heard: Timestamp::ZERO,
-            absent_since: None,
-            ..entry.clone()
-        };
-        let waited_for = |placeholder: &Placeholder| Placeholder { absent_since: None, ..*placeholder };
-        Self {
-            members: self.members.iter().map(|(id, entry)| (*id, at_rest(entry))).collect(),
-            placeholders: self.placeholders.iter().map(|(address, silent)| (*address, waited_for(silent))).collect(),
-            confirmed: self.started,
-            revision: 1,
-            message: None,
-            notes: Vec::new(),
-            ..self.clone()
-        }
-    }
-
     // Poll.
 
     pub(crate) fn take_notes(&mut self) -> Vec<RosterNote> {
@@ -457,7 +431,12 @@ impl Roster {
     }
 
     /// `learn(j)`: on any mention, from then on j counts. Returns whether it is known.
-    fn learn(&mut self, id: ReplicaId, slot: &Slot, itself: bool, now: Timestamp) -> bool {
+    ///
+    /// `floor` is the floor of a replica that speaks for itself. It joins no earlier than
+    /// every answer it gets, and its floor never falls below what it has said; so a holder
+    /// need not count it in windows before that floor, which would be a share for nobody.
+    fn learn(&mut self, id: ReplicaId, slot: &Slot, floor: Option<Timestamp>, now: Timestamp) -> bool {
+        let itself = floor.is_some();
         if id == self.me {
             return false;
         }
@@ -478,7 +457,8 @@ impl Roster {
             self.note_once(RosterNote::Full);
             return false;
         }
-        let counts = self.unfrozen();
+        let holder = self.first.is_some();
+        let counts = self.unfrozen().max(floor.filter(|_| holder).unwrap_or(Timestamp::ZERO));
         self.members.insert(
             id,
             Entry {
@@ -500,7 +480,7 @@ impl Roster {
         true
     }
 
-    fn merge_member(&mut self, member: &Member, from: ReplicaId, now: Timestamp) {
+    fn merge_member(&mut self, member: &Member, now: Timestamp) {
         if member.id == self.me {
             if let Some(gone) = member.gone.filter(|gone| self.gone_me.is_none_or(|known| *gone < known)) {
                 // Others already count without me from there on. To go on taking shares
@@ -513,7 +493,8 @@ impl Roster {
             }
             return;
         }
-        if !self.learn(member.id, &member.slot, member.id == from, now) {
+        // Whoever speaks for itself was learnt before its mentions, with its floor.
+        if !self.learn(member.id, &member.slot, None, now) {
             return;
         }
         if let Some(gone) = member.gone {
