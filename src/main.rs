@@ -10,6 +10,7 @@ mod demo;
 mod server;
 mod telemetry;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -125,7 +126,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("quotum: the runtime does not start: {error}");
+            complain(format_args!("quotum: the runtime does not start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -150,10 +151,15 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quotum: {error:#}");
+            complain(format_args!("quotum: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells people what is wrong. Where that cannot be written, the exit code still says it.
+fn complain(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 async fn serve(serve: Serve) -> ExitCode {
@@ -171,14 +177,14 @@ async fn serve(serve: Serve) -> ExitCode {
     let config = match config::load(serve.config.as_deref(), &config::environment, &flags) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("{error}");
+            complain(format_args!("{error}"));
             return ExitCode::from(error.exit_code());
         }
     };
     match server::serve(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quotum: {error}");
+            complain(format_args!("quotum: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -212,7 +218,7 @@ fn check_config(file: &std::path::Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error}");
+            complain(format_args!("{error}"));
             ExitCode::from(error.exit_code())
         }
     }

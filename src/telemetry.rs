@@ -31,6 +31,9 @@ pub(crate) fn log(filter: Option<&str>) {
     let filter = filter.and_then(|filter| EnvFilter::try_new(filter).ok());
     let filter = filter.unwrap_or_else(|| EnvFilter::new("info,chitchat=warn"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would report a log that cannot be written in the log, and panic: a full disk must
+    // not stop a pod.
+    let logs = logs.log_internal_errors(false);
     let _ = if std::io::stderr().is_terminal() { logs.try_init() } else { logs.json().try_init() };
 }
 
@@ -39,6 +42,7 @@ pub(crate) fn log(filter: Option<&str>) {
 pub(crate) struct Telemetry {
     waits: Histogram,
     estimate_errors: Histogram,
+    unreported: Family<Labels, Counter>,
     decisions: AtomicU64,
     decision_ns: Mutex<Vec<u64>>,
 }
@@ -48,6 +52,7 @@ impl Telemetry {
         Self {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
+            unreported: Family::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
         }
@@ -63,6 +68,11 @@ impl Telemetry {
         if reserved > 0 {
             self.estimate_errors.observe((reserved as f64 - used as f64) / reserved as f64);
         }
+    }
+
+    /// Notes an answer whose use is not known, and why.
+    pub(crate) fn unreported(&self, why: &'static str) {
+        self.unreported.get_or_create(&labels(&[("reason", why)])).inc();
     }
 
     /// Notes how long a decision took that needed no wait.
@@ -101,6 +111,11 @@ impl Telemetry {
             "estimate_error",
             "(reserved - used) / reserved of settled requests",
             self.estimate_errors.clone(),
+        );
+        registry.register(
+            "unreported",
+            "Answers without usage that can be believed: none given, a lie, or unreadable",
+            self.unreported.clone(),
         );
         limits(&mut registry, status, mode);
         peers(&mut registry, status);

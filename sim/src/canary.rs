@@ -46,7 +46,7 @@ impl Canary {
         (Self::DeadSpendLost, "dead-spend-lost", "what a dead replica spent is not passed on", "swarm"),
         (Self::IncompleteList, "incomplete-list", "a newcomer joins on a list that lacks live replicas", "swarm"),
         (Self::NoFloor, "no-floor", "a newcomer's floor is where the running window starts", "swarm"),
-        (Self::NoAck, "no-ack", "hearsay counts as an answer: a message that does not name the newcomer", "swarm"),
+        (Self::NoAck, "no-ack", "a newcomer joins without anybody's answer", "swarm"),
         (Self::AckOfZero, "ack-of-zero", "an answer does not say from which window on the newcomer counts", "swarm"),
         (Self::AckOffByOne, "ack-off-by-one", "an answer names the last frozen window, not the first unfrozen one", "swarm"),
         (Self::GoneTooEarly, "gone-too-early", "a death is dated to the epoch: joiners and holders ignore its windows", "swarm"),

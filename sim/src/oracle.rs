@@ -46,6 +46,8 @@ pub(crate) struct Oracle {
     windows: BTreeMap<(usize, u64), Count>,
     /// By incarnation, quota and window: charged there.
     by_replica: BTreeMap<(usize, usize, u64), i64>,
+    /// By incarnation, quota and window: given back there.
+    given_back: BTreeMap<(usize, usize, u64), i64>,
     permits: BTreeMap<u64, Held>,
     /// Whether the upstream's count is checked: clocks are true.
     check_upstream: bool,
@@ -87,6 +89,7 @@ impl Oracle {
             promise,
             windows: BTreeMap::new(),
             by_replica: BTreeMap::new(),
+            given_back: BTreeMap::new(),
             permits: BTreeMap::new(),
             check_upstream,
             violation: None,
@@ -147,6 +150,11 @@ impl Oracle {
         self.by_replica.get(&(replica, quota, window)).copied().unwrap_or(0)
     }
 
+    /// Returns what one incarnation has given back in a window.
+    pub(crate) fn given_back_by(&self, replica: usize, quota: usize, window: u64) -> i64 {
+        self.given_back.get(&(replica, quota, window)).copied().unwrap_or(0)
+    }
+
     /// Returns the count of one window.
     pub(crate) fn count(&self, quota: usize, window: u64) -> Count {
         self.windows.get(&(quota, window)).copied().unwrap_or_default()
@@ -187,6 +195,9 @@ impl Oracle {
 
     fn charge(&mut self, at: Micros, replica: usize, quota: usize, window: u64, reserved: i64, excess: i64) {
         *self.by_replica.entry((replica, quota, window)).or_default() += reserved + excess;
+        if reserved < 0 {
+            *self.given_back.entry((replica, quota, window)).or_default() -= reserved;
+        }
         let limit = self.quotas[quota].amount() as i64;
         let count = self.windows.entry((quota, window)).or_default();
         count.reserved += reserved;

@@ -94,6 +94,8 @@ pub(crate) struct Plan {
     pub(crate) sealed: bool,
     /// When efficiency is measured: whole windows that start after this.
     pub(crate) measure_from: Option<Micros>,
+    /// Whether one more replica dies shortly before the end.
+    pub(crate) finale: bool,
     /// Whether the end of the run checks that everybody recovered.
     pub(crate) recovers: bool,
 }

@@ -247,12 +247,23 @@ impl Cluster {
         Ok(Self { me, local_addr, advertise, shared, commands, task })
     }
 
-    /// Leaves the fleet: the limiter admits nothing more, hands its rights over at every
-    /// tick, also those refunded by requests still in flight, and says goodbye. Returns when
-    /// nothing is in flight and every peer that answers has heard the goodbye. Then the port
-    /// is closed.
+    /// Begins to leave: the limiter admits nothing more, and hands its rights over at every
+    /// tick, also those that requests still in flight refund, until [`Cluster::leave`] ends it.
     ///
-    /// It waits for the longest request; put a timeout around it.
+    /// # Cancel safety
+    /// Dropped before it is ready, it may not have begun.
+    pub async fn hand_over(&self) {
+        // An error is the end of the task: nothing is admitted any more.
+        let _ = self.commands.send(Command::HandOver).await;
+    }
+
+    /// Leaves the fleet: the limiter admits nothing more, hands its rights over and says
+    /// goodbye. Returns when nothing is left to hand over and every peer that answers has
+    /// heard the goodbye. Then the port is closed.
+    ///
+    /// It does not know of requests in flight: what they refund afterwards is out of reach
+    /// until their window ends. With such requests call [`Cluster::hand_over`], wait for
+    /// them, and then call this, with a timeout around it: peers may not answer.
     ///
     /// # Cancel safety
     /// Dropped before it is ready, the leaving goes on until the [`Cluster`] is dropped, and
@@ -407,5 +418,5 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a headless name is asked for before a pod gives up finding its own address.
 const ADVERTISE_TRIES: u32 = 30;
 
-/// Calls of [`Cluster::leave`] that may be under way at once before they wait for one another.
+/// Calls of [`Cluster::hand_over`] and [`Cluster::leave`] that may be under way at once before they wait for one another.
 const COMMANDS: usize = 8;

@@ -39,6 +39,8 @@ const LOST_AFTER: u32 = 16;
 /// What the owner of a cluster asks of its loop.
 #[derive(Debug)]
 pub(crate) enum Command {
+    /// Admit nothing more and hand rights over, until told to leave.
+    HandOver,
     /// Leave, then say so.
     Leave(oneshot::Sender<()>),
 }
@@ -64,7 +66,7 @@ pub(crate) struct Run<N: Net> {
     nonces: Nonces,
     next_tick: Instant,
     ticks: u32,
-    /// Who waits for us to have left; `Some` once we are leaving.
+    /// Who waits for us to have left; `Some` once we are to go as soon as we have.
     leaving: Option<Vec<oneshot::Sender<()>>>,
     /// Receiving failed in this tick: it is tried again in the next.
     deaf: bool,
@@ -109,6 +111,7 @@ impl<N: Net> Run<N> {
                 }
             }
             match self.wake().await {
+                Wake::Command(Some(Command::HandOver)) => self.hand_over(),
                 Wake::Command(Some(Command::Leave(done))) => self.leave(done),
                 Wake::Command(None) => return,
                 Wake::Work => {}
@@ -345,11 +348,15 @@ impl<N: Net> Run<N> {
         }
     }
 
+    fn hand_over(&mut self) {
+        self.parts.limiter.with_ledger(|ledger, now| ledger.leave(now));
+    }
+
     fn leave(&mut self, done: oneshot::Sender<()>) {
         match &mut self.leaving {
             Some(waiting) => waiting.push(done),
             None => {
-                self.parts.limiter.with_ledger(|ledger, now| ledger.leave(now));
+                self.hand_over();
                 self.leaving = Some(vec![done]);
             }
         }

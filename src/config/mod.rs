@@ -233,18 +233,27 @@ pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags)
     let file = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let location = error.location().filter(|location| location.line() > 0);
         let place = location.map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
-        let field = location.and_then(|at| field_at(text, at.line())).unwrap_or_else(|| "(the file)".into());
+        let field =
+            location.and_then(|at| field_at(text, at.line(), at.column())).unwrap_or_else(|| "(the file)".into());
         let message = error.render().lines().next().unwrap_or("not YAML").to_owned();
         ConfigError { problems: vec![Problem { place, field, message, unreadable: false }] }
     })?;
     check::check(file, name, env, flags)
 }
 
-/// Returns the key written in this line, counted from one.
-fn field_at(text: &str, line: u64) -> Option<String> {
+/// Returns the key that this place, counted from one, belongs to: where several stand in
+/// the line, the last one before it.
+fn field_at(text: &str, line: u64, column: u64) -> Option<String> {
     let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
-    let line = line.trim_start_matches([' ', '-', '{']);
-    let (key, _) = line.split_once(':')?;
+    let before = usize::try_from(column).ok()?.checked_sub(1)?;
+    let before: String = line.chars().take(before).collect();
+    // The place of a key is its own beginning, the place of a value lies behind it.
+    let at_value = before.trim_end().ends_with(':').then(|| before.trim_end());
+    let text = at_value.unwrap_or(&line[before.len()..]);
+    let key = match at_value {
+        Some(text) => text.trim_end_matches(':').rsplit([' ', '{', ',', '-']).next()?,
+        None => text.trim_start_matches([' ', '-', '{']).split_once(':')?.0,
+    };
     let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     is_key.then(|| key.to_owned())
 }

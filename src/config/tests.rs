@@ -113,6 +113,23 @@ fn a_wrong_type_names_line_and_field() {
 }
 
 #[test]
+fn of_several_fields_in_a_line_the_wrong_one_is_named() {
+    let told = problems(&one_deployment("").replace("100", "1e3"));
+    assert!(told.starts_with("q.yaml:6:33: amount: "), "{told}");
+}
+
+#[test]
+fn a_base_whose_port_or_fragment_would_be_dropped_is_refused() {
+    for wrong in ["http://127.0.0.1:99999/v1", "http://h:/v1", "http://[::1]:70000/v1", "http://h/v1#x"] {
+        let told = problems(&one_deployment("").replace("http://127.0.0.1:1/v1", wrong));
+        assert!(told.contains("deployments[0].upstream: "), "{wrong}: {told}");
+    }
+    for right in ["http://127.0.0.1/v1", "http://[::1]/v1", "https://h4/v1", "http://h:65535"] {
+        assert!(read(&one_deployment("").replace("http://127.0.0.1:1/v1", right)).is_ok(), "{right}");
+    }
+}
+
+#[test]
 fn limits_of_zero_or_less_are_refused() {
     for amount in ["0", "-5"] {
         let told = problems(&one_deployment("").replace("amount: 100", &format!("amount: {amount}")));

@@ -14,9 +14,8 @@ use axum::body::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::dialect::{Dialect, Usage};
+use super::dialect::Dialect;
 use super::metering::Charge;
-use super::refusal;
 use super::sse::Events;
 
 /// The longest answer that is kept to read its usage at the end.
@@ -28,7 +27,9 @@ pub(super) enum Form {
     /// In one piece; the usage is in it.
     Whole { answer: Vec<u8>, failed: bool },
     /// As server-sent events.
-    Stream { events: Events, hide_usage: bool, usage: Option<Usage> },
+    Stream { events: Events, hide_usage: bool },
+    /// In an encoding that nobody asked for: it passes unread.
+    Unreadable,
 }
 
 impl Form {
@@ -37,7 +38,7 @@ impl Form {
     }
 
     pub(super) fn stream(hide_usage: bool) -> Self {
-        Self::Stream { events: Events::default(), hide_usage, usage: None }
+        Self::Stream { events: Events::default(), hide_usage }
     }
 }
 
@@ -78,70 +79,71 @@ impl<B> Metered<B> {
                 }
                 bytes
             }
-            Form::Stream { events, hide_usage, usage } => events.push(bytes, |data| {
-                if data == b"[DONE]" {
-                    settle_stream(charge, *usage);
-                    return true;
-                }
-                let event = dialect.event(data);
-                charge.streamed(event.text_bytes);
-                // Some upstreams report with every chunk what was used so far: the last
-                // report counts, and one without text is the last.
-                *usage = event.usage.or(*usage);
-                if event.only_usage {
-                    settle_stream(charge, *usage);
-                }
-                !(event.only_usage && *hide_usage)
-            }),
+            Form::Stream { events, hide_usage } => {
+                events.push(bytes, |event| note(charge, &**dialect, *hide_usage, event))
+            }
+            Form::Unreadable => bytes,
         }
     }
 
-    /// Settles an answer that has come to its end.
-    fn ended(&mut self) {
-        if self.charge.is_settled() {
-            return;
-        }
+    /// Settles an answer that has come to its end, and returns what of it was held back.
+    fn ended(&mut self) -> Bytes {
+        let (charge, dialect) = (&mut self.charge, &self.dialect);
+        let mut rest = Bytes::new();
         match &mut self.form {
+            Form::Stream { events, hide_usage } => {
+                rest = events.rest(|event| note(charge, &**dialect, *hide_usage, event));
+                charge.settle();
+            }
+            _ if charge.is_settled() => {}
             Form::Whole { answer, failed } => {
-                let whole = answer.len() <= MAX_ANSWER;
-                match self.dialect.usage(answer).filter(|_| whole) {
-                    Some(usage) => self.charge.settle(usage),
-                    None if *failed => self.charge.settle_failed(),
-                    None => {
-                        self.charge.streamed(self.dialect.text_bytes(answer));
-                        self.charge.settle_unreported();
-                    }
+                if answer.len() <= MAX_ANSWER {
+                    charge.told(dialect.report(answer));
+                }
+                if *failed {
+                    charge.settle_failed();
+                } else {
+                    charge.streamed(dialect.text_bytes(answer));
+                    charge.settle();
                 }
             }
-            Form::Stream { usage, .. } => settle_stream(&mut self.charge, *usage),
+            Form::Unreadable => charge.settle_unreadable(),
         }
+        rest
     }
 
     /// Settles an answer that broke off and returns the last words for the caller.
     fn broke(&mut self, why: &'static str) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.form {
-            Form::Stream { usage: Some(usage), .. } => self.charge.settle(*usage),
-            Form::Stream { usage: None, .. } => self.charge.settle_failed(),
+        match &self.form {
+            Form::Stream { .. } => self.charge.settle_failed(),
             Form::Whole { answer, .. } => {
                 self.charge.streamed(answer.len() as u64);
                 self.charge.settle_failed();
             }
+            Form::Unreadable => self.charge.settle_unreadable(),
         }
         if matches!(self.form, Form::Stream { .. }) {
             self.end = End::Failing(why);
-            let event = format!("data: {}\n\n", refusal::body(why, "server_error", None, Some("upstream_cut")));
-            return Poll::Ready(Some(Ok(Frame::data(event.into()))));
+            return Poll::Ready(Some(Ok(Frame::data(self.dialect.cut(why).into()))));
         }
         self.end = End::Done;
         Poll::Ready(Some(Err(why.into())))
     }
 }
 
-fn settle_stream(charge: &mut Charge, usage: Option<Usage>) {
-    match usage {
-        Some(usage) => charge.settle(usage),
-        None => charge.settle_unreported(),
+/// Notes what an event says and returns whether the caller gets it.
+fn note(charge: &mut Charge, dialect: &dyn Dialect, hide_usage: bool, event: &[u8]) -> bool {
+    let event = dialect.event(event);
+    charge.streamed(event.text_bytes);
+    charge.told(event.report);
+    if event.failed {
+        charge.settle_failed();
+    } else if event.last {
+        // Before the last event leaves: the caller's next request finds what this one gave
+        // back.
+        charge.settle();
     }
+    !(event.only_usage && hide_usage)
 }
 
 impl<B> Body for Metered<B>
@@ -168,12 +170,8 @@ where
             };
             let frame = match frame {
                 None => {
-                    this.ended();
+                    let rest = this.ended();
                     this.end = End::Done;
-                    let rest = match &mut this.form {
-                        Form::Stream { events, .. } => events.rest(),
-                        Form::Whole { .. } => Bytes::new(),
-                    };
                     return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
                 }
                 Some(Err(_)) => return this.broke("the upstream broke off its answer"),
@@ -182,7 +180,7 @@ where
             this.silence.as_mut().reset(Instant::now() + this.idle);
             let Ok(bytes) = frame.into_data() else { continue };
             let passed = this.read(bytes);
-            if matches!(this.form, Form::Whole { .. }) && this.inner.is_end_stream() {
+            if !matches!(this.form, Form::Stream { .. }) && this.inner.is_end_stream() {
                 // Settled before the last byte leaves: the caller's next request finds
                 // what this one gave back.
                 this.ended();
@@ -195,14 +193,16 @@ where
 
     fn is_end_stream(&self) -> bool {
         match self.form {
-            Form::Whole { .. } => self.end == End::Done || (self.end == End::NotYet && self.inner.is_end_stream()),
+            Form::Whole { .. } | Form::Unreadable => {
+                self.end == End::Done || (self.end == End::NotYet && self.inner.is_end_stream())
+            }
             Form::Stream { .. } => self.end == End::Done,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.form {
-            Form::Whole { .. } => self.inner.size_hint(),
+            Form::Whole { .. } | Form::Unreadable => self.inner.size_hint(),
             Form::Stream { .. } => SizeHint::default(),
         }
     }

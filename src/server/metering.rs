@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quotum::{Claim, Permit, Quota, Unit};
 
-use super::dialect::{Call, Usage};
+use super::dialect::{Call, Report, Tally, Usage};
 use crate::config::{Deployment, Reserve, Unreported};
 use crate::telemetry::Telemetry;
 
@@ -115,6 +115,10 @@ pub(crate) struct Charge {
     /// Upper bound of the tokens received so far.
     streamed: u64,
     streaming: bool,
+    /// What the answer has said of its use so far.
+    tally: Tally,
+    /// It said what cannot be.
+    lied: bool,
 }
 
 impl Charge {
@@ -129,12 +133,19 @@ impl Charge {
             written: Arc::default(),
             streamed: 0,
             streaming: false,
+            tally: Tally::default(),
+            lied: false,
         }
     }
 
     /// Returns the flag that the request's body sets when it is first read for sending.
     pub(crate) fn written(&self) -> Arc<AtomicBool> {
         self.written.clone()
+    }
+
+    /// Returns whether bytes of the request may have left for the upstream.
+    pub(crate) fn was_written(&self) -> bool {
+        self.written.load(Ordering::Acquire)
     }
 
     /// Notes that a stream has begun: what comes is all there will be.
@@ -147,35 +158,66 @@ impl Charge {
         self.streamed = self.streamed.saturating_add(text_bytes);
     }
 
+    /// Notes what the answer says of its use.
+    pub(crate) fn told(&mut self, report: Report) {
+        match report {
+            Report::None => {}
+            Report::Told(tally) => self.tally = self.tally.then(tally),
+            // Whoever lies once is not believed what was said before.
+            Report::Lie => (self.tally, self.lied) = (Tally::default(), true),
+        }
+    }
+
     pub(crate) fn is_settled(&self) -> bool {
         self.permit.is_none()
     }
 
-    /// Charges what the upstream reported.
-    pub(crate) fn settle(&mut self, usage: Usage) {
-        let Some(permit) = self.permit.take() else { return };
-        if usage.total > 0 {
-            self.meter.learn(usage.completion.div_ceil(self.choices.max(1)));
+    /// Charges an answer that has come to its end: what it told, or else the rule for
+    /// answers that do not tell.
+    pub(crate) fn settle(&mut self) {
+        if let Some(usage) = self.tally.usage() {
+            return self.settle_usage(usage);
         }
-        self.telemetry.estimated(self.reserved.amount(Unit::Tokens), usage.total);
-        permit.settle_claim(Claim::prompt_and_output(usage.prompt, usage.completion).with(Unit::Tokens, usage.total));
-    }
-
-    /// Charges a whole answer that did not say what it used.
-    pub(crate) fn settle_unreported(&mut self) {
+        self.unreported(if self.lied { "lie" } else { "silent" });
         match self.meter.unreported {
             Unreported::Counted => self.settle_failed(),
             Unreported::Reserved => self.keep(),
         }
     }
 
-    /// Charges an answer that failed or broke off: the prompt and what was streamed.
+    /// Charges an answer that cannot be read: everything that was reserved.
+    pub(crate) fn settle_unreadable(&mut self) {
+        self.unreported("encoded");
+        self.keep();
+    }
+
+    fn settle_usage(&mut self, usage: Usage) {
+        let Some(permit) = self.permit.take() else { return };
+        if usage.total > 0 && self.reserved.amount(Unit::OutputTokens) > 0 {
+            self.meter.learn(usage.completion.div_ceil(self.choices.max(1)));
+        }
+        self.telemetry.estimated(self.reserved.amount(Unit::Tokens), usage.total);
+        permit.settle_claim(Claim::prompt_and_output(usage.prompt, usage.completion).with(Unit::Tokens, usage.total));
+    }
+
+    fn unreported(&self, why: &'static str) {
+        if self.permit.is_some() {
+            self.telemetry.unreported(why);
+        }
+    }
+
+    /// Charges an answer that failed or broke off: what it told, else the prompt and what
+    /// was streamed.
     pub(crate) fn settle_failed(&mut self) {
+        if let Some(usage) = self.tally.usage() {
+            return self.settle_usage(usage);
+        }
         let Some(permit) = self.permit.take() else { return };
         let reserved_output = self.reserved.amount(Unit::OutputTokens);
         // Bytes are a bound, and a cap is one, too.
         let output = if self.capped { self.streamed.min(reserved_output) } else { self.streamed };
-        permit.settle_claim(Claim::prompt_and_output(self.reserved.amount(Unit::InputTokens), output));
+        let prompt = self.tally.prompt().unwrap_or(self.reserved.amount(Unit::InputTokens));
+        permit.settle_claim(Claim::prompt_and_output(prompt, output));
     }
 
     /// Charges the request alone: the upstream refused to work on it.
@@ -188,7 +230,7 @@ impl Charge {
     /// Charges what an exchange without an answer may have used: nothing if nothing was
     /// written, else the prompt.
     pub(crate) fn settle_unanswered(&mut self) {
-        if self.written.load(Ordering::Acquire) {
+        if self.was_written() {
             self.settle_failed();
         } else if let Some(permit) = self.permit.take() {
             permit.refund();
@@ -207,7 +249,7 @@ impl Drop for Charge {
     fn drop(&mut self) {
         if self.streaming {
             self.settle_failed();
-        } else if self.written.load(Ordering::Acquire) {
+        } else if self.was_written() {
             // Whoever hung up does not stop the upstream: it may use all of it.
             self.keep();
         } else {
@@ -230,7 +272,7 @@ mod tests {
     }
 
     fn call(prompt: u64, cap: Option<u64>, choices: u64) -> Call {
-        Call { model: "m".into(), stream: false, prompt, cap, choices, body: Bytes::new(), hide_usage: false }
+        Call { model: "m".into(), prompt, cap, choices, body: Bytes::new(), hide_usage: false }
     }
 
     fn output(meter: &Meter, call: &Call) -> u64 {

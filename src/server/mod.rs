@@ -7,11 +7,13 @@
 mod admin;
 mod body;
 mod credentials;
+mod date;
 mod dialect;
 pub(crate) mod listen;
 mod metering;
 mod proxy;
 mod refusal;
+mod routing;
 mod sse;
 pub(crate) mod stub;
 #[cfg(test)]
@@ -20,7 +22,6 @@ mod upstream;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,25 +127,16 @@ pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
     admin.drain();
     stop.send_replace(true);
     let drained = async {
-        let mut drained = pin!(async {
-            if !proxy_task.is_finished() {
-                let _ = proxy_task.await;
-            }
-        });
         // Rights are handed over from now on, not only once the longest stream has ended.
-        let mut leave = pin!(async {
-            if let Some(cluster) = &cluster {
-                cluster.leave().await;
-            }
-        });
-        let left = tokio::select! {
-            biased;
-            () = &mut drained => false,
-            () = &mut leave => true,
-        };
-        if left {
-            drained.await;
-        } else if tokio::time::timeout(LEAVE_WITHIN, leave).await.is_err() {
+        if let Some(cluster) = &cluster {
+            cluster.hand_over().await;
+        }
+        if !proxy_task.is_finished() {
+            let _ = proxy_task.await;
+        }
+        if let Some(cluster) = &cluster
+            && tokio::time::timeout(LEAVE_WITHIN, cluster.leave()).await.is_err()
+        {
             tracing::warn!("peers did not take all rights over in time; they are out of reach until their windows end");
         }
         stop_admin.send_replace(true);

@@ -7,27 +7,30 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use axum::routing::{get, post};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::routing::{MethodRouter, any, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use quotum::{Claim, Denied, Handle, Limiter, Permit, UnknownDeployment};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::body::{Form, Metered};
 use super::credentials::Credentials;
-use super::dialect::{Call, Dialect, OpenAiChat};
+use super::dialect::{
+    AnthropicMessages, BadRequest, Call, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
+    Other,
+};
 use super::metering::{Charge, Meter};
-use super::refusal;
-use super::upstream::{Client, Failure, Upstream, is_hop_by_hop, named_by_connection};
+use super::refusal::{self, Family, Refusal};
+use super::routing::{InTurn, Route, Routes, asked_pause};
+use super::upstream::{Client, Failure, Target, Upstream, is_hop_by_hop, named_by_connection};
 use crate::config::Deployment;
 use crate::telemetry::Telemetry;
 
@@ -40,21 +43,20 @@ struct Served {
     upstream: Upstream,
 }
 
-/// The deployments behind one model name.
-#[derive(Debug)]
-struct Model {
-    deployments: Vec<Arc<Served>>,
-    /// Where the next request begins to look.
-    next: AtomicUsize,
-}
-
 /// The proxy.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    models: BTreeMap<String, Model>,
+    models: BTreeMap<String, Routes<Served>>,
     credentials: Arc<Credentials>,
     max_body: usize,
     telemetry: Arc<Telemetry>,
+}
+
+/// A reservation, and where the request goes with it.
+struct Granted<'a> {
+    route: &'a Route<Served>,
+    permit: Permit<'static>,
+    waited: Duration,
 }
 
 impl Proxy {
@@ -70,7 +72,7 @@ impl Proxy {
         telemetry: Arc<Telemetry>,
         mut client: impl FnMut(&Deployment) -> Client,
     ) -> Result<Arc<Self>, UnknownDeployment> {
-        let mut models: BTreeMap<String, Model> = BTreeMap::new();
+        let mut models: BTreeMap<String, Vec<(Served, u32)>> = BTreeMap::new();
         for deployment in deployments {
             let served = Served {
                 id: deployment.id.clone(),
@@ -78,10 +80,9 @@ impl Proxy {
                 meter: Arc::new(Meter::new(deployment)),
                 upstream: Upstream::new(deployment, client(deployment)),
             };
-            let model = models.entry(deployment.model.clone());
-            let model = model.or_insert_with(|| Model { deployments: Vec::new(), next: AtomicUsize::new(0) });
-            model.deployments.push(Arc::new(served));
+            models.entry(deployment.model.clone()).or_default().push((served, 1));
         }
+        let models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
         Ok(Arc::new(Self { models, credentials, max_body, telemetry }))
     }
 
@@ -89,61 +90,106 @@ impl Proxy {
     pub(crate) fn router(self: Arc<Self>) -> Router {
         // Another dialect is another line here.
         Router::new()
-            .route("/v1/chat/completions", post(chat_completions))
+            .route("/v1/chat/completions", metered(OpenAiChat))
+            .route("/v1/completions", metered(OpenAiCompletions))
+            .route("/v1/embeddings", metered(OpenAiEmbeddings))
+            .route("/v1/responses", metered(OpenAiResponses))
+            .route("/v1/messages", metered(AnthropicMessages))
             .route("/v1/models", get(models))
+            .route("/v1/models/{*model}", get(model))
+            .route("/v1/{*path}", any(other))
             .method_not_allowed_fallback(wrong_method)
             .fallback(unknown)
             .with_state(self)
     }
 
-    /// Serves one request in one dialect.
-    async fn serve(&self, dialect: Arc<dyn Dialect>, request: Request) -> Result<Response<Body>, Response<Body>> {
-        if let Some(refusal) = self.refuse_caller(request.headers()) {
-            return Err(refusal);
-        }
-        let (head, body) = request.into_parts();
-        let body = self.read(&head.headers, body).await?;
-        let call = dialect
-            .call(body)
-            .map_err(|bad| refusal::invalid(StatusCode::BAD_REQUEST, &bad.message, bad.param, None))?;
-        let model = self.models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
-        let (served, permit, waited) = self.reserve(model, &call).await?;
-        let mut charge = Charge::new(permit, served.meter.clone(), self.telemetry.clone(), &call);
-        let written = charge.written();
-        let sent = served.upstream.send(dialect.path(), head.uri.query(), &head.headers, call.body.clone(), written);
-        let mut response = match sent.await {
-            Ok(answer) => pass(answer, charge, dialect, &call, &served),
-            Err(failure) => {
-                charge.settle_unanswered();
-                tracing::debug!(deployment = %served.id, ?failure, "no answer from the upstream");
-                failed(failure)
-            }
-        };
-        refusal::set_standings(response.headers_mut(), &served.handle.standings());
-        refusal::set_wait(response.headers_mut(), waited);
-        Ok(response)
+    /// Answers one request in one dialect, whatever becomes of it.
+    async fn answer(&self, dialect: Arc<dyn Dialect>, request: Request) -> Response<Body> {
+        let family = dialect.family();
+        self.serve(dialect, request).await.unwrap_or_else(|refusal| refusal.response(family))
     }
 
-    /// Returns the answer to a caller without an accepted credential.
-    fn refuse_caller(&self, headers: &HeaderMap) -> Option<Response<Body>> {
+    /// Serves one request in one dialect.
+    async fn serve(&self, dialect: Arc<dyn Dialect>, request: Request) -> Result<Response<Body>, Refusal> {
+        self.refuse_caller(request.headers())?;
+        let (head, body) = request.into_parts();
+        if dialect.is_known() {
+            refuse_type(&head.headers)?;
+        }
+        let body = self.read(&head.headers, body).await?;
+        let call = dialect.call(body).map_err(|bad| match (dialect.is_known(), bad.param) {
+            (false, Some("model")) => unknown_url(&head.method, head.uri.path()),
+            _ => mend(bad),
+        })?;
+        let routes = self.models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
+        let family = dialect.family();
+        let to = Target { method: &head.method, path: dialect.path(), query: head.uri.query(), family };
+        let mut in_turn = routes.in_turn();
+        let mut granted = self.reserve(&mut in_turn, routes.len(), &call, family).await?;
+        let waited = granted.waited;
+        loop {
+            let route = granted.route;
+            let served = &route.to;
+            let mut charge = Charge::new(granted.permit, served.meter.clone(), self.telemetry.clone(), &call);
+            let written = charge.written();
+            let sent = served.upstream.send(to, &head.headers, call.body.clone(), written).await;
+            let was_not_executed = match &sent {
+                Ok(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => {
+                    if let Some(pause) = asked_pause(answer.headers()) {
+                        route.pause(pause);
+                    }
+                    true
+                }
+                Ok(_) => false,
+                Err(_) => !charge.was_written(),
+            };
+            if let Err(failure) = sent {
+                tracing::debug!(deployment = %served.id, ?failure, "no answer from the upstream");
+            }
+            // What may have been executed is never sent again.
+            let next = if was_not_executed { self.reserve_now(&mut in_turn, &call) } else { None };
+            if let Some(next) = next {
+                if sent.is_ok() {
+                    charge.settle_failed();
+                } else {
+                    charge.settle_unanswered();
+                }
+                granted = next;
+                continue;
+            }
+            let mut response = match sent {
+                Ok(answer) => pass(answer, charge, dialect, &call, served),
+                Err(failure) => {
+                    charge.settle_unanswered();
+                    failed(failure).response(family)
+                }
+            };
+            refusal::set_standings(response.headers_mut(), &served.handle.standings(), family);
+            refusal::set_wait(response.headers_mut(), waited);
+            return Ok(response);
+        }
+    }
+
+    /// Refuses a caller without an accepted credential.
+    fn refuse_caller(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         if self.credentials.is_empty() || self.credentials.accept(headers) {
-            return None;
+            return Ok(());
         }
         let message = "Incorrect API key provided: present a credential of this proxy, as a bearer or in x-api-key.";
-        let mut response = refusal::invalid(StatusCode::UNAUTHORIZED, message, None, Some("invalid_api_key"));
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        Some(response)
+        let mut refusal = Refusal::invalid(StatusCode::UNAUTHORIZED, message, None, Some("invalid_api_key"));
+        refusal.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        Err(refusal)
     }
 
-    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Response<Body>> {
+    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
         let too_large = || {
             let message =
                 format!("The request's body is larger than {} bytes, the most this proxy takes.", self.max_body);
-            refusal::invalid(StatusCode::PAYLOAD_TOO_LARGE, &message, None, Some("request_too_large"))
+            Refusal::invalid(StatusCode::PAYLOAD_TOO_LARGE, message, None, Some("request_too_large"))
         };
-        if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            let message = "Encoded request bodies are not understood: send plain JSON without content-encoding.";
-            return Err(refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None, None));
+        if is_encoded(headers) {
+            let message = "Encoded request bodies are not understood: send the body without content-encoding.";
+            return Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None, None));
         }
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body as u64) {
@@ -152,44 +198,90 @@ impl Proxy {
         match Limited::new(body, self.max_body).collect().await {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-            Err(_) => Err(refusal::invalid(StatusCode::BAD_REQUEST, "The request's body broke off.", None, None)),
+            Err(_) => Err(Refusal::invalid(StatusCode::BAD_REQUEST, "The request's body broke off.", None, None)),
         }
     }
 
-    /// Reserves what the call may use at the first deployment that has room.
-    async fn reserve(
+    /// Reserves what the call may use at the first deployment in turn that has room and
+    /// whose upstream wants requests; where none has, waits at the first that ever could.
+    async fn reserve<'a>(
         &self,
-        model: &Model,
+        in_turn: &mut InTurn<'a, Served>,
+        count: usize,
         call: &Call,
-    ) -> Result<(Arc<Served>, Permit<'static>, Duration), Response<Body>> {
-        let count = model.deployments.len();
-        let start = model.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = (0..count).map(|i| &model.deployments[(start + i) % count]);
-        let mut waiting = None;
-        for served in in_turn {
-            let claim = served.meter.claim(call);
+        family: Family,
+    ) -> Result<Granted<'a>, Refusal> {
+        let mut pause: Option<Duration> = None;
+        // With whether it could ever have room.
+        let mut waiting: Option<(_, _, bool)> = None;
+        for route in in_turn {
+            if let Some(left) = route.paused() {
+                pause = Some(pause.map_or(left, |pause| pause.min(left)));
+                continue;
+            }
+            let claim = route.to.meter.claim(call);
+            let mut fits = true;
             if count > 1 {
                 // Nobody waits here while there may be room next door.
-                match served.handle.try_acquire(claim) {
-                    Ok(permit) => return Ok((served.clone(), permit.into_owned(), Duration::ZERO)),
-                    Err(Denied::TooLarge { .. }) if waiting.is_some() => continue,
-                    Err(_) => {}
+                match self.decide(route, claim) {
+                    Ok(granted) => return Ok(granted),
+                    Err(denied) => fits = !matches!(denied, Denied::TooLarge { .. }),
                 }
             }
-            waiting.get_or_insert((served, claim));
+            if waiting.is_none_or(|(_, _, other_fits)| fits && !other_fits) {
+                waiting = Some((route, claim, fits));
+            }
         }
-        let Some((served, claim)) = waiting else { return Err(unknown_model(&call.model)) };
+        let (route, claim) = match (waiting, pause) {
+            (Some((route, claim, true)), _) | (Some((route, claim, false)), None) => (route, claim),
+            (_, Some(pause)) => return Err(refusal::cooling(&call.model, pause)),
+            (None, None) => return Err(unknown_model(&call.model)),
+        };
+        let served = &route.to;
         let (result, decision, waited) = timed(served.handle.acquire(claim)).await;
-        if let Some(decision) = decision {
-            self.telemetry.decided(decision);
-        } else {
-            self.telemetry.waited(waited);
+        match decision {
+            Some(took) => self.telemetry.decided(took),
+            None => self.telemetry.waited(waited),
         }
         match result {
-            Ok(permit) => Ok((served.clone(), permit.into_owned(), waited)),
-            Err(denied) => Err(refused(&denied, call, served, claim, waited)),
+            Ok(permit) => Ok(Granted { route, permit: permit.into_owned(), waited }),
+            Err(denied) => {
+                let mut refusal = refusal::denied(&denied, &call.model, &served.id, claim, family);
+                refusal::set_standings(&mut refusal.headers, &served.handle.standings(), family);
+                refusal::set_wait(&mut refusal.headers, waited);
+                Err(refusal)
+            }
         }
     }
+
+    /// Reserves at one of the remaining deployments, if one has room at once.
+    fn reserve_now<'a>(&self, in_turn: &mut InTurn<'a, Served>, call: &Call) -> Option<Granted<'a>> {
+        let mut wanted = in_turn.filter(|route| route.paused().is_none());
+        wanted.find_map(|route| self.decide(route, route.to.meter.claim(call)).ok())
+    }
+
+    /// Decides without waiting.
+    fn decide<'a>(&self, route: &'a Route<Served>, claim: Claim) -> Result<Granted<'a>, Denied> {
+        let begun = std::time::Instant::now();
+        let decision = route.to.handle.try_acquire(claim);
+        self.telemetry.decided(begun.elapsed());
+        decision.map(|permit| Granted { route, permit: permit.into_owned(), waited: Duration::ZERO })
+    }
+}
+
+/// Refuses a body that says it is not JSON.
+fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let media_type = media_type(content_type.as_bytes()).to_ascii_lowercase();
+    if media_type.is_empty() || media_type == b"application/json" || media_type.ends_with(b"+json") {
+        return Ok(());
+    }
+    let message = "The body's content-type is not understood here: send application/json.";
+    Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None, Some("unsupported_media_type")))
+}
+
+fn mend(bad: BadRequest) -> Refusal {
+    Refusal::invalid(StatusCode::BAD_REQUEST, bad.message, bad.param, None)
 }
 
 /// Runs a decision; says how long it took if it was made at once, else how long it was
@@ -206,13 +298,6 @@ async fn timed<F: Future>(decision: F) -> (F::Output, Option<Duration>, Duration
     (output, None, parked.elapsed())
 }
 
-fn refused(denied: &Denied, call: &Call, served: &Served, claim: Claim, waited: Duration) -> Response<Body> {
-    let mut response = refusal::denied(denied, &call.model, &served.id, claim);
-    refusal::set_standings(response.headers_mut(), &served.handle.standings());
-    refusal::set_wait(response.headers_mut(), waited);
-    response
-}
-
 /// Returns the upstream's answer for the caller, the reservation in its body.
 fn pass(
     answer: Response<Incoming>,
@@ -226,11 +311,8 @@ fn pass(
     if status.is_redirection() {
         // Followed by a caller's SDK it would lead the prompt past every limit.
         charge.settle_failed();
-        return refusal::upstream(
-            StatusCode::BAD_GATEWAY,
-            "The upstream answered with a redirect.",
-            "upstream_redirect",
-        );
+        let message = "The upstream answered with a redirect.";
+        return Refusal::upstream(StatusCode::BAD_GATEWAY, message, "upstream_redirect").response(dialect.family());
     }
     let may_have_worked = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
     if status.is_client_error() && !may_have_worked {
@@ -238,13 +320,13 @@ fn pass(
     }
     let named: Vec<String> = named_by_connection(&head.headers).into_iter().map(str::to_owned).collect();
     let kept = head.headers.iter().filter(|(name, _)| {
-        !is_hop_by_hop(name)
-            && !name.as_str().starts_with("x-ratelimit-")
-            && !named.iter().any(|other| name.as_str() == other)
+        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && !named.iter().any(|other| name.as_str() == other)
     });
     let mut headers: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     let is_stream = status.is_success() && is_event_stream(&headers);
-    let form = if is_stream {
+    let form = if is_encoded(&headers) {
+        Form::Unreadable
+    } else if is_stream {
         // Its length changes where a chunk is hidden.
         headers.remove(header::CONTENT_LENGTH);
         Form::stream(call.hide_usage)
@@ -262,52 +344,124 @@ fn pass(
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
-    media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    media_type(content_type).eq_ignore_ascii_case(b"text/event-stream")
 }
 
-fn failed(failure: Failure) -> Response<Body> {
+/// Returns a content type without its parameters.
+fn media_type(content_type: &[u8]) -> &[u8] {
+    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+/// Returns whether a body is not what it says but that in another encoding.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+fn failed(failure: Failure) -> Refusal {
     let (status, message, code) = match failure {
         Failure::Unreachable => (StatusCode::BAD_GATEWAY, "The upstream cannot be reached.", "upstream_unreachable"),
         Failure::Broken => (StatusCode::BAD_GATEWAY, "The upstream broke off before it answered.", "upstream_cut"),
         Failure::Slow => (StatusCode::GATEWAY_TIMEOUT, "The upstream did not answer in time.", "upstream_timeout"),
     };
-    refusal::upstream(status, message, code)
+    Refusal::upstream(status, message, code)
 }
 
-fn unknown_model(model: &str) -> Response<Body> {
+fn unknown_model(model: &str) -> Refusal {
     let message = format!("The model `{model}` does not exist or is not served here.");
-    refusal::invalid(StatusCode::NOT_FOUND, &message, Some("model"), Some("model_not_found"))
+    Refusal::invalid(StatusCode::NOT_FOUND, message, Some("model"), Some("model_not_found"))
 }
 
-async fn chat_completions(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
-    proxy.serve(Arc::new(OpenAiChat), request).await.unwrap_or_else(|refusal| refusal)
+fn unknown_url(method: &Method, path: &str) -> Refusal {
+    let message = format!("Unknown request URL: {method} {path}, or its body does not say for which model it is.");
+    Refusal::invalid(StatusCode::NOT_FOUND, message, None, Some("unknown_url"))
+}
+
+fn metered<D: Dialect + Copy>(dialect: D) -> MethodRouter<Arc<Proxy>> {
+    post(move |State(proxy): State<Arc<Proxy>>, request: Request| async move {
+        proxy.answer(Arc::new(dialect), request).await
+    })
+}
+
+/// Whatever else there is under /v1, if the body says for which model.
+async fn other(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
+    let path = request.uri().path().strip_prefix("/v1").unwrap_or_default();
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let dialect = Other::new(path, content_type.unwrap_or_default());
+    let may_name_a_model = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if !may_name_a_model || leads_elsewhere(path) {
+        return unknown(State(proxy), request).await;
+    }
+    proxy.answer(Arc::new(dialect), request).await
+}
+
+/// Returns whether a path would leave the upstream's base, where our key opens more than
+/// its models.
+fn leads_elsewhere(path: &str) -> bool {
+    let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    decoded.split(['/', '\\']).any(|segment| segment == ".." || segment == ".")
+}
+
+/// Returns whose errors a caller of this path expects.
+fn family(path: &str) -> Family {
+    if path == "/v1/messages" || path.starts_with("/v1/messages/") { Family::Anthropic } else { Family::OpenAi }
 }
 
 async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Response<Body> {
-    if let Some(refusal) = proxy.refuse_caller(&headers) {
-        return refusal;
+    // Anthropic's SDKs ask at the same path, and say who they are.
+    let family = if headers.contains_key("anthropic-version") { Family::Anthropic } else { Family::OpenAi };
+    if let Err(refusal) = proxy.refuse_caller(&headers) {
+        return refusal.response(family);
     }
-    let models = proxy.models.keys();
-    let models: Vec<_> =
-        models.map(|model| json!({"id": model, "object": "model", "created": 0, "owned_by": "quotum"})).collect();
-    let mut response = Response::new(Body::from(json!({"object": "list", "data": models}).to_string()));
+    let names = || proxy.models.keys();
+    let listed: Vec<_> = names().map(|name| listed(name, family)).collect();
+    json_response(match family {
+        Family::OpenAi => json!({"object": "list", "data": listed}),
+        Family::Anthropic => {
+            json!({"data": listed, "has_more": false, "first_id": names().next(), "last_id": names().next_back()})
+        }
+    })
+}
+
+async fn model(State(proxy): State<Arc<Proxy>>, Path(name): Path<String>, headers: HeaderMap) -> Response<Body> {
+    let family = if headers.contains_key("anthropic-version") { Family::Anthropic } else { Family::OpenAi };
+    if let Err(refusal) = proxy.refuse_caller(&headers) {
+        return refusal.response(family);
+    }
+    match proxy.models.contains_key(&name) {
+        true => json_response(listed(&name, family)),
+        false => unknown_model(&name).response(family),
+    }
+}
+
+fn listed(model: &str, family: Family) -> Value {
+    match family {
+        Family::OpenAi => json!({"id": model, "object": "model", "created": 0, "owned_by": "quotum"}),
+        Family::Anthropic => {
+            json!({"type": "model", "id": model, "display_name": model, "created_at": "1970-01-01T00:00:00Z"})
+        }
+    }
+}
+
+fn json_response(value: Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(value.to_string()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 async fn unknown(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
-    if let Some(refusal) = proxy.refuse_caller(request.headers()) {
-        return refusal;
-    }
-    let message = format!("Unknown request URL: {} {}.", request.method(), request.uri().path());
-    refusal::invalid(StatusCode::NOT_FOUND, &message, None, Some("unknown_url"))
+    let refused = proxy.refuse_caller(request.headers()).err();
+    let refusal = refused.unwrap_or_else(|| unknown_url(request.method(), request.uri().path()));
+    refusal.response(family(request.uri().path()))
 }
 
 async fn wrong_method(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
-    if let Some(refusal) = proxy.refuse_caller(request.headers()) {
-        return refusal;
-    }
-    let message = format!("Not allowed to {} on {}.", request.method(), request.uri().path());
-    refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, &message, None, Some("method_not_supported"))
+    let refused = proxy.refuse_caller(request.headers()).err();
+    let refusal = refused.unwrap_or_else(|| {
+        let message = format!("Not allowed to {} on {}.", request.method(), request.uri().path());
+        Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, message, None, Some("method_not_supported"))
+    });
+    refusal.response(family(request.uri().path()))
 }

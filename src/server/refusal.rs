@@ -1,4 +1,4 @@
-//! How a request is told no: OpenAI's error shape and the headers of the contract.
+//! How a request is told no: the error shapes of the APIs and the headers of the contract.
 //!
 //! Knows what callers' SDKs read. Must not know why a limit refused beyond what the
 //! refusal says. The invariant it keeps: every no says whose it is, what to do and,
@@ -11,37 +11,102 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use quotum::{Claim, Denied, Standing, Unit};
 use serde_json::json;
 
+use super::date;
+
+/// Whose errors, credentials and headers an API has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    OpenAi,
+    Anthropic,
+}
+
+/// A no, still without a shape.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    message: String,
+    /// The error's type as OpenAI calls it; Anthropic's follows from the status.
+    kind: &'static str,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
+    /// Boxed, because refusals are seldom and results that may hold one are not.
+    pub(super) headers: Box<HeaderMap>,
+}
+
+impl Refusal {
+    /// Returns an error that the caller has to mend.
+    pub(super) fn invalid(
+        status: StatusCode,
+        message: impl Into<String>,
+        param: Option<&'static str>,
+        code: Option<&'static str>,
+    ) -> Self {
+        let kind = "invalid_request_error";
+        Self { status, message: message.into(), kind, param, code, headers: Box::default() }
+    }
+
+    /// Returns an error of the upstream's.
+    pub(super) fn upstream(status: StatusCode, message: &str, code: &'static str) -> Self {
+        let (message, kind) = (message.to_owned(), "server_error");
+        Self { status, message, kind, param: None, code: Some(code), headers: Box::default() }
+    }
+
+    /// Returns the refusal as the API's SDKs read it.
+    pub(super) fn response(mut self, family: Family) -> Response<Body> {
+        let body = match family {
+            Family::OpenAi => openai_error(&self.message, self.kind, self.param, self.code),
+            Family::Anthropic => anthropic_error(&self.message, anthropic_kind(self.status)),
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        self.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        *response.headers_mut() = *self.headers;
+        response
+    }
+
+    fn retry_after(mut self, after: Duration) -> Self {
+        let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000)));
+        self.headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
+        self
+    }
+}
+
 /// Returns the body of an error in OpenAI's shape.
-pub(super) fn body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> String {
+pub(super) fn openai_error(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> String {
     json!({"error": {"message": message, "type": kind, "param": param, "code": code}}).to_string()
 }
 
-/// Returns an error in OpenAI's shape.
-pub(super) fn error(
+/// Returns the body of an error in Anthropic's shape.
+pub(super) fn anthropic_error(message: &str, kind: &str) -> String {
+    json!({"type": "error", "error": {"type": kind, "message": message}}).to_string()
+}
+
+fn anthropic_kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+        status if status.is_client_error() => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
+/// Returns an error in OpenAI's shape that the caller has to mend.
+pub(super) fn invalid(
     status: StatusCode,
     message: &str,
-    kind: &str,
-    param: Option<&str>,
-    code: Option<&str>,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
 ) -> Response<Body> {
-    let mut response = Response::new(Body::from(body(message, kind, param, code)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// Returns an error that the caller has to mend.
-pub(super) fn invalid(status: StatusCode, message: &str, param: Option<&str>, code: Option<&str>) -> Response<Body> {
-    error(status, message, "invalid_request_error", param, code)
-}
-
-/// Returns an error of the upstream's.
-pub(super) fn upstream(status: StatusCode, message: &str, code: &str) -> Response<Body> {
-    error(status, message, "server_error", None, Some(code))
+    Refusal::invalid(status, message, param, code).response(Family::OpenAi)
 }
 
 /// Returns the answer to a request that a limit refused.
-pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim) -> Response<Body> {
+pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, family: Family) -> Refusal {
     let (quota, standing) = (denied.by(), denied.standing());
     let kind = if quota.unit() == Unit::Requests { "requests" } else { "tokens" };
     let on = format!("{} per {:?}", quota.unit(), quota.window());
@@ -62,25 +127,39 @@ pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Clai
             go_duration(denied.retry_after().unwrap_or_default())
         ),
     };
-    let mut response = error(StatusCode::TOO_MANY_REQUESTS, &message, kind, None, Some("rate_limit_exceeded"));
-    let headers = response.headers_mut();
+    let status = match (denied, family) {
+        // OpenAI answers so; Anthropic has a word for it that nobody tries again.
+        (Denied::TooLarge { .. }, Family::Anthropic) => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::TOO_MANY_REQUESTS,
+    };
+    let mut headers = Box::<HeaderMap>::default();
     headers.insert(REFUSED_BY, HeaderValue::from_static("quotum"));
     let which = format!("{}={limit};window={:?};deployment={deployment}", quota.unit(), quota.window());
     if let Ok(which) = HeaderValue::from_str(&which) {
         headers.insert(LIMIT, which);
     }
-    match denied.retry_after() {
-        Some(after) => {
-            let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000)));
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
-        }
-        // OpenAI's SDKs try every 429 again unless they are told not to.
-        None => {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-        }
+    let code = Some("rate_limit_exceeded");
+    let mut refusal = Refusal { status, message, kind, param: None, code, headers };
+    if let Some(after) = denied.retry_after() {
+        return refusal.retry_after(after);
     }
-    response
+    // OpenAI's SDKs try every 429 again unless they are told not to.
+    refusal.headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    refusal
+}
+
+/// Returns the answer to a request that is not sent because the upstream asked for a
+/// pause.
+pub(super) fn cooling(model: &str, after: Duration) -> Refusal {
+    let message = format!(
+        "The upstream of {model} refuses requests for now and asked for a pause; nothing was sent. Please try again \
+         in {}.",
+        go_duration(after)
+    );
+    let (status, code) = (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"));
+    let mut headers = Box::<HeaderMap>::default();
+    headers.insert(REFUSED_BY, HeaderValue::from_static("upstream"));
+    Refusal { status, message, kind: "requests", param: None, code, headers }.retry_after(after)
 }
 
 /// Who refused.
@@ -100,32 +179,78 @@ pub(super) fn set_wait(headers: &mut HeaderMap, waited: Duration) {
     }
 }
 
-/// Replaces the rate limit headers by where our own limits stand.
+/// Returns whether an upstream's header speaks of its own limits: ours take their place.
+pub(super) fn is_rate_limit(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-ratelimit-") || name.as_str().starts_with("anthropic-ratelimit-")
+}
+
+/// Adds where our own limits stand, in the headers of the API.
 ///
 /// Of several quotas of one unit the one with the least left speaks.
-pub(super) fn set_standings(headers: &mut HeaderMap, standings: &[Standing]) {
-    for (unit, [limit, remaining, reset]) in [(Unit::Tokens, TOKENS), (Unit::Requests, REQUESTS)] {
-        let tightest = standings
-            .iter()
-            .filter(|standing| standing.quota.unit() == unit)
-            .min_by_key(|standing| standing.remaining());
-        let Some(standing) = tightest else {
-            for name in [limit, remaining, reset] {
-                headers.remove(name);
-            }
-            continue;
-        };
-        headers.insert(limit, HeaderValue::from(standing.quota.amount()));
-        headers.insert(remaining, HeaderValue::from(standing.remaining()));
-        if let Ok(value) = HeaderValue::from_str(&go_duration(standing.resets_in)) {
-            headers.insert(reset, value);
+pub(super) fn set_standings(headers: &mut HeaderMap, standings: &[Standing], family: Family) {
+    for (unit, ours, theirs) in HEADERS {
+        let of_unit = standings.iter().filter(|standing| standing.quota.unit() == unit);
+        let Some(standing) = of_unit.min_by_key(|standing| standing.remaining()) else { continue };
+        let (limit, left) = (HeaderValue::from(standing.quota.amount()), HeaderValue::from(standing.remaining()));
+        if family == Family::Anthropic {
+            let ends = standing.window_start.plus(standing.quota.window().duration());
+            set(headers, theirs, [Some(limit.clone()), Some(left.clone()), value(&date::rfc3339(ends.unix_ms()))]);
+        }
+        set(headers, ours, [Some(limit), Some(left), value(&go_duration(standing.resets_in))]);
+    }
+}
+
+fn value(text: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(text).ok()
+}
+
+fn set(headers: &mut HeaderMap, names: [&'static str; 3], values: [Option<HeaderValue>; 3]) {
+    for (name, value) in names.into_iter().zip(values) {
+        if let Some(value) = value {
+            headers.insert(name, value);
         }
     }
 }
 
-const TOKENS: [&str; 3] = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
-const REQUESTS: [&str; 3] =
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
+/// Limit, remaining and reset of each unit, as OpenAI's family and as Anthropic's has them.
+const HEADERS: [(Unit, [&str; 3], [&str; 3]); 4] = [
+    (
+        Unit::Tokens,
+        ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+        [
+            "anthropic-ratelimit-tokens-limit",
+            "anthropic-ratelimit-tokens-remaining",
+            "anthropic-ratelimit-tokens-reset",
+        ],
+    ),
+    (
+        Unit::Requests,
+        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+        [
+            "anthropic-ratelimit-requests-limit",
+            "anthropic-ratelimit-requests-remaining",
+            "anthropic-ratelimit-requests-reset",
+        ],
+    ),
+    (
+        Unit::InputTokens,
+        ["x-ratelimit-limit-input-tokens", "x-ratelimit-remaining-input-tokens", "x-ratelimit-reset-input-tokens"],
+        [
+            "anthropic-ratelimit-input-tokens-limit",
+            "anthropic-ratelimit-input-tokens-remaining",
+            "anthropic-ratelimit-input-tokens-reset",
+        ],
+    ),
+    (
+        Unit::OutputTokens,
+        ["x-ratelimit-limit-output-tokens", "x-ratelimit-remaining-output-tokens", "x-ratelimit-reset-output-tokens"],
+        [
+            "anthropic-ratelimit-output-tokens-limit",
+            "anthropic-ratelimit-output-tokens-remaining",
+            "anthropic-ratelimit-output-tokens-reset",
+        ],
+    ),
+];
 
 /// Returns a duration as OpenAI's headers write it: `84ms`, `1.146s`, `6m0s`.
 fn go_duration(duration: Duration) -> String {

@@ -22,7 +22,8 @@ pub(super) struct Events {
 
 impl Events {
     /// Takes in bytes and returns those that complete events, without the events that
-    /// `keep` refuses. `keep` is shown the data of each event.
+    /// `keep` refuses. `keep` is shown the data of each event; of one that is too long,
+    /// all of it that came.
     pub(super) fn push(&mut self, mut bytes: impl Buf, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
         while bytes.has_remaining() {
             let chunk = bytes.chunk();
@@ -44,15 +45,20 @@ impl Events {
         self.pending.drain(..start);
         self.scanned = self.pending.len().saturating_sub(3);
         if self.pending.len() > MAX_EVENT {
+            // It passes whatever it is: the rest of it will.
+            keep(&self.pending);
             passed.append(&mut self.pending);
             self.scanned = 0;
         }
         Bytes::from(passed)
     }
 
-    /// Returns what is held back.
-    pub(super) fn rest(&mut self) -> Bytes {
-        Bytes::from(std::mem::take(&mut self.pending))
+    /// Returns what is held back: an event that nothing ended but the stream itself, which
+    /// `keep` is shown, too.
+    pub(super) fn rest(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+        let rest = std::mem::take(&mut self.pending);
+        let data = data(&rest);
+        if data.is_empty() || keep(&data) { Bytes::from(rest) } else { Bytes::new() }
     }
 
     /// Returns where the event that begins at `start` ends: after an empty line.
@@ -99,7 +105,10 @@ mod tests {
             });
             passed.extend_from_slice(&bytes);
         }
-        passed.extend_from_slice(&events.rest());
+        passed.extend_from_slice(&events.rest(|data| {
+            seen.push(String::from_utf8_lossy(data).into_owned());
+            true
+        }));
         (String::from_utf8(passed).unwrap(), seen)
     }
 
@@ -109,7 +118,7 @@ mod tests {
         for size in 1..text.len() {
             let (passed, seen) = run(text, size, "nothing");
             assert_eq!(passed, text, "{size}");
-            assert_eq!(seen, ["one", "two", "th\nree"], "{size}");
+            assert_eq!(seen, ["one", "two", "th\nree", "cut"], "{size}");
         }
     }
 
@@ -122,9 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_event_passes_unread() {
+    fn an_endless_event_passes_and_counts() {
         let mut events = Events::default();
-        let bytes = events.push(&vec![b'x'; MAX_EVENT + 1][..], |_| true);
-        assert_eq!(bytes.len(), MAX_EVENT + 1);
+        let mut seen = 0;
+        let bytes = events.push(&vec![b'x'; MAX_EVENT + 1][..], |data| {
+            seen += data.len();
+            false
+        });
+        assert_eq!((bytes.len(), seen), (MAX_EVENT + 1, MAX_EVENT + 1));
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -22,6 +22,7 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::client::legacy::{Client as HyperClient, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::refusal::Family;
 use crate::config::{Deployment, Timeouts};
 
 /// How long an idle connection to an upstream is kept: under the 60 s after which load
@@ -82,21 +83,36 @@ pub(crate) enum Failure {
     Broken,
 }
 
+/// What is asked of an upstream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) method: &'a Method,
+    /// Below the base.
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+    /// Whose API it is: where the key goes.
+    pub(crate) family: Family,
+}
+
 /// One deployment's upstream.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     client: Client,
     base: Uri,
-    api_key: Option<HeaderValue>,
+    /// The key as a bearer and by itself.
+    api_key: Option<[HeaderValue; 2]>,
     timeouts: Timeouts,
 }
 
 impl Upstream {
     pub(crate) fn new(deployment: &Deployment, client: Client) -> Self {
         let api_key = deployment.api_key.as_ref().and_then(|key| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal())).ok()?;
-            value.set_sensitive(true);
-            Some(value)
+            let sensitive = |text: &str| {
+                let mut value = HeaderValue::from_str(text).ok()?;
+                value.set_sensitive(true);
+                Some(value)
+            };
+            Some([sensitive(&format!("Bearer {}", key.reveal()))?, sensitive(key.reveal())?])
         });
         Self { client, base: deployment.upstream.clone(), api_key, timeouts: deployment.timeouts }
     }
@@ -117,16 +133,15 @@ impl Upstream {
     /// Dropping the future closes the connection; the request may have been executed.
     pub(crate) async fn send(
         &self,
-        path: &str,
-        query: Option<&str>,
+        to: Target<'_>,
         headers: &HeaderMap,
         body: Bytes,
         written: Arc<AtomicBool>,
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(Outgoing { bytes: Some(body), written });
-        *request.method_mut() = axum::http::Method::POST;
-        *request.uri_mut() = self.uri(path, query).ok_or(Failure::Unreachable)?;
-        *request.headers_mut() = self.headers(headers);
+        *request.method_mut() = to.method.clone();
+        *request.uri_mut() = self.uri(to.path, to.query).ok_or(Failure::Unreachable)?;
+        *request.headers_mut() = self.headers(headers, to.family);
         let answer = tokio::time::timeout(self.timeouts.first_byte, (self.client.0)(request)).await;
         match answer {
             Err(_) => Err(Failure::Slow),
@@ -147,7 +162,7 @@ impl Upstream {
         Uri::from_parts(parts).ok()
     }
 
-    fn headers(&self, from: &HeaderMap) -> HeaderMap {
+    fn headers(&self, from: &HeaderMap, family: Family) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(from.len() + 1);
         let named = named_by_connection(from);
         for (name, value) in from {
@@ -155,19 +170,27 @@ impl Upstream {
                 headers.append(name, value.clone());
             }
         }
-        if let Some(key) = &self.api_key {
-            headers.insert(header::AUTHORIZATION, key.clone());
+        if let Some([bearer, key]) = &self.api_key {
+            match family {
+                Family::OpenAi => headers.insert(header::AUTHORIZATION, bearer.clone()),
+                Family::Anthropic => headers.insert(X_API_KEY, key.clone()),
+            };
         }
+        // Usage must be readable; a header that is left out would allow any encoding.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers
     }
 }
+
+/// Where Anthropic's API reads the key.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// What a caller sends that the upstream must not see: credentials, and what would make
 /// the answer unreadable for us.
 const WITHHELD: [HeaderName; 7] = [
     header::AUTHORIZATION,
     header::COOKIE,
-    HeaderName::from_static("x-api-key"),
+    X_API_KEY,
     HeaderName::from_static("api-key"),
     header::ACCEPT_ENCODING,
     header::HOST,

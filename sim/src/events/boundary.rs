@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quotum::Timestamp;
-use quotum::ledger::{Member, Message, ReplicaId, RosterMessage, Row, Slot, Transmit, WindowId};
+use quotum::ledger::{Message, ReplicaId, RosterMessage, Row, Transmit, WindowId};
 
 use super::world::World;
 use crate::canary::Canary;
@@ -69,13 +69,6 @@ impl World {
                 Message::Request(request) if canary == Canary::RequestAnsweredTwice => {
                     self.boundary.numbers += 1;
                     request.seq = self.boundary.numbers;
-                }
-                Message::Roster(roster) if canary == Canary::NoAck => {
-                    if !roster.members.iter().any(|member| member.id == me) {
-                        let slot = Slot { node: "".into(), addr: self.replicas[replica].addr, exclusive: false };
-                        let mine = Member { id: me, slot, counts: Timestamp::ZERO, gone: None, seen: 0 };
-                        Arc::make_mut(roster).members.push(mine);
-                    }
                 }
                 _ => {}
             }

@@ -20,7 +20,7 @@ impl World {
     pub(super) fn arrive(&mut self, request: Request) {
         let load = if self.in_calm() { self.plan.calm_load } else { 1.0 };
         let next = self.arrivals.next(load);
-        if next.at < self.plan.end.saturating_sub(QUIET) {
+        if next.at < self.quiet_from() {
             self.queue.push(next.at, Event::Arrival(Box::new(next)));
         }
         self.offer(request);
@@ -139,7 +139,6 @@ impl World {
         match answer {
             Ok(permit) => self.admitted(replica, ticket, request, permit),
             Err(denied) => {
-                self.line(Some(replica), || format!("refuses request {} of {}: {denied}", request.number, request.reserved()));
                 self.refused(replica, request, since, &denied);
             }
         }
@@ -169,7 +168,13 @@ impl World {
     fn refused(&mut self, replica: usize, request: Request, since: Micros, denied: &Denied) {
         let local = self.replicas[replica].local_ms(self.at, self.plan.phase);
         let asked_ms = self.replicas[replica].local_ms(since, self.plan.phase);
+        let at = self.at;
         let wrongful = self.oracle.refused(&request, asked_ms.max(local));
+        let rightly = if wrongful { "WRONGLY" } else { "rightly" };
+        self.line(Some(replica), || {
+            let waited = (at - since) / 1_000;
+            format!("refuses {rightly}, after {waited} ms, request {} of {}: {denied}", request.number, request.reserved())
+        });
         self.measure_refusal(wrongful);
         if wrongful && self.is_steady() {
             self.replicas[replica].calm_wrongful += 1;
@@ -181,7 +186,7 @@ impl World {
         {
             let back = Request { retries: request.retries - 1, ..request };
             let at = self.at + after.as_micros() as Micros;
-            if at < self.plan.end.saturating_sub(QUIET) {
+            if at < self.quiet_from() {
                 self.queue.push(at, Event::Retry(Box::new(back)));
             }
         }
@@ -189,7 +194,7 @@ impl World {
 
     /// A response ends.
     pub(super) fn end(&mut self, replica: usize, ticket: u64) {
-        if self.at >= self.plan.end.saturating_sub(QUIET) {
+        if self.at >= self.quiet_from() {
             return; // The last moments are still, so that what is known can settle too.
         }
         let local = self.set_clock(replica);
@@ -246,6 +251,13 @@ impl World {
     }
 }
 
+impl World {
+    /// From when on clients are still, so that news can reach everybody before the end.
+    fn quiet_from(&self) -> Micros {
+        if self.plan.recovers { self.plan.end - QUIET } else { self.plan.end }
+    }
+}
+
 /// Before the end of a run nothing is asked or settled for so long: news must be able to
 /// reach everybody.
-pub(super) const QUIET: Micros = 1_500_000;
+const QUIET: Micros = 1_500_000;

@@ -40,6 +40,12 @@ impl Measure {
         Self { from, central, cut: None, during_cut: None, offered: 0, wrongful: 0 }
     }
 
+    /// Returns what was admitted and what the undivided counter admits, by window.
+    pub(super) fn windows(&self, oracle: &Oracle) -> Vec<(u64, i64, i64)> {
+        let central = |window| self.central.admitted.get(&window).copied().unwrap_or(0);
+        oracle.first_quota().map(|(window, sum)| (window, sum, central(window))).collect()
+    }
+
     /// Returns efficiency against the undivided counter and against one per component.
     pub(super) fn results(mut self, oracle: &Oracle, plan: &Plan, end: Micros) -> (Option<f64>, Option<f64>) {
         self.central.settle_until(end);

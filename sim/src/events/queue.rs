@@ -39,6 +39,8 @@ pub(super) enum Event {
     Roll { slots: Vec<usize>, pause: Micros, same_slot: bool },
     /// The headless name forgets an address.
     Delist { addr: SocketAddr },
+    /// The last death of a run.
+    Finale,
     /// The oracle looks inside.
     Check,
 }
@@ -61,6 +63,10 @@ impl Queue {
     pub(super) fn push(&mut self, at: Micros, event: Event) {
         self.order += 1;
         self.heap.push(Entry { at, order: self.order, event });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
     }
 
     pub(super) fn pop(&mut self) -> Option<(Micros, Event)> {

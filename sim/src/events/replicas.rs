@@ -82,7 +82,7 @@ impl World {
         let mut settings = self.plan.settings;
         match self.options.canary {
             Some(Canary::FirstWindowAdmit) => settings.first_window = FirstWindow::Admit,
-            Some(Canary::ShareWithoutEntitlement) => {
+            Some(Canary::ShareWithoutEntitlement | Canary::NoAck) => {
                 settings.on_silence = OnSilence::FairShare;
                 settings.patience = std::time::Duration::ZERO;
             }
@@ -287,10 +287,15 @@ impl World {
                 self.reach("joined");
             }
             Note::Roster(RosterNote::GaveUp { .. }) => self.reach("gave up"),
-            Note::Roster(RosterNote::Gone { proof, .. }) => {
+            Note::Roster(RosterNote::Gone { replica: dead, proof, .. }) => {
+                if !self.deaths.insert((replica, dead)) {
+                    self.oracle.violated(self.at, "a death is news once", || {
+                        format!("replica {replica} learns again that {dead} is gone")
+                    });
+                }
                 self.last_change = self.at;
                 self.reach(match proof {
-                    Proof::Goodbye => "gone: goodbye",
+                    Proof::Told => "gone: told",
                     Proof::SameSlot => "gone: same slot",
                     Proof::Absent => "gone: absent",
                     _ => "gone: forgotten",
@@ -344,7 +349,11 @@ impl World {
         }
         self.last_change = self.at;
         self.trace.note(&[7, replica as u64]);
-        self.line(Some(replica), || "is dead".to_owned());
+        let stranded: Vec<(u64, i64)> = (self.replicas[replica].left_behind.iter())
+            .map(|(quota, window, rights)| (*window, *rights as i64 - self.oracle.charged_by(replica, *quota, *window)))
+            .filter(|(_, left)| *left != 0)
+            .collect();
+        self.line(Some(replica), || format!("is dead, and with it (window, rights unspent) {stranded:?}"));
         if self.plan.settings.directory == Directory::Name {
             self.queue.push(self.at + self.plan.delisted_after, Event::Delist { addr });
         }

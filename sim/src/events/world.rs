@@ -56,6 +56,9 @@ pub(crate) fn run(plan: &Plan, options: RunOptions) -> Outcome {
         }
         world.at = at;
         world.step(event);
+        if world.queue.len() > MOST_PENDING {
+            world.oracle.violated(at, "messages do not multiply", || format!("over {MOST_PENDING} events are pending"));
+        }
     }
     world.at = world.plan.end;
     world.finish()
@@ -89,6 +92,8 @@ pub(super) struct World {
     pub(super) next_permit: u64,
     /// Rights requests that reached their donor: donor, requester, number.
     pub(super) answered: BTreeSet<(usize, ReplicaId, u64)>,
+    /// Which replica has learnt whose death.
+    pub(super) deaths: BTreeSet<(usize, ReplicaId)>,
     /// When somebody last started, joined, died or was proven dead.
     pub(super) last_change: Micros,
 }
@@ -122,6 +127,7 @@ impl World {
             pods_rng: Rng::stream(plan.seed, "pods"),
             next_permit: 0,
             answered: BTreeSet::new(),
+            deaths: BTreeSet::new(),
             last_change: 0,
             plan,
             options,
@@ -144,6 +150,9 @@ impl World {
             self.queue.push(at, Event::Begin { fault });
             self.queue.push(until, Event::Finish { fault });
         }
+        if self.plan.finale {
+            self.queue.push(self.plan.end - FINALE, Event::Finale);
+        }
         let first = self.arrivals.next(1.0);
         self.queue.push(first.at, Event::Arrival(Box::new(first)));
         self.queue.push(CHECK_EVERY, Event::Check);
@@ -164,6 +173,7 @@ impl World {
             Event::Finish { fault } => self.finish_fault(fault),
             Event::Roll { slots, pause, same_slot } => self.roll_on(slots, pause, same_slot),
             Event::Delist { addr } => self.delist(addr),
+            Event::Finale => self.finale(),
             Event::Check => {
                 self.check();
                 self.queue.push(self.at + CHECK_EVERY, Event::Check);
@@ -179,6 +189,9 @@ impl World {
         self.oracle.finish();
         let (mut efficiency, mut efficiency_of_components) = (None, None);
         if let Some(measure) = self.measure.take() {
+            for (window, mine, central) in measure.windows(&self.oracle) {
+                self.line(None, || format!("window {window}: {mine} admitted, {central} by a central counter"));
+            }
             (efficiency, efficiency_of_components) = measure.results(&self.oracle, &self.plan, self.at);
         }
         // What is left alive dies here, outside of the run: its permits' refunds count for
@@ -212,6 +225,13 @@ impl World {
         self.trace.line(self.at, replica, text);
     }
 }
+
+/// How long before the end one more replica dies, where a plan says so: long enough for
+/// everybody to learn what it spent, its successor too.
+const FINALE: Micros = 2_700_000;
+
+/// A hundred replicas with half a second of everybody's datagrams under way stay below this.
+const MOST_PENDING: usize = 100_000;
 
 /// How often the oracle looks inside.
 const CHECK_EVERY: Micros = 200_000;

@@ -137,6 +137,16 @@ fn upstream_base(text: &str) -> Result<Uri, String> {
     if authority.as_str().contains('@') {
         return Err("must not carry a user or password; use api_key".into());
     }
+    if authority.port_u16().is_none() && authority.as_str().ends_with(|c: char| c.is_ascii_digit() || c == ':') {
+        // The parser takes any digits for a port, and the client would go to the scheme's own.
+        let host = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        if !host.is_empty() {
+            return Err("its port is none; write one between 1 and 65535".into());
+        }
+    }
+    if text.contains('#') {
+        return Err(format!("{refusal}, without a fragment"));
+    }
     match uri.scheme_str() {
         Some("http" | "https") => Ok(uri),
         _ => Err(format!("{refusal}; only http and https are spoken")),

@@ -4,24 +4,39 @@
 //! Must not know limits, permits or sockets. The invariant it keeps: what it reads is
 //! either understood or refused with a sentence for the caller; it never guesses low.
 
+mod anthropic_messages;
 mod fields;
 mod openai_chat;
+mod openai_completions;
+mod openai_embeddings;
+mod openai_responses;
+mod other;
+mod prompt;
+mod request;
 mod text;
+mod usage;
 
 use axum::body::Bytes;
 
+pub(crate) use anthropic_messages::AnthropicMessages;
 pub(crate) use openai_chat::OpenAiChat;
+pub(crate) use openai_completions::OpenAiCompletions;
+pub(crate) use openai_embeddings::OpenAiEmbeddings;
+pub(crate) use openai_responses::OpenAiResponses;
+pub(crate) use other::Other;
+pub(crate) use usage::{Report, Tally, Usage};
+
+use super::refusal::{self, Family};
 
 /// What one request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
     /// The name the caller uses for the model.
     pub(crate) model: String,
-    /// Whether the answer is wanted as server-sent events.
-    pub(crate) stream: bool,
     /// An upper bound of the prompt's tokens.
     pub(crate) prompt: u64,
-    /// The largest output cap of one choice, if the request names one.
+    /// The largest output cap of one choice, if the request names one; zero where the
+    /// API has no output.
     pub(crate) cap: Option<u64>,
     /// How many choices are asked for.
     pub(crate) choices: u64,
@@ -45,28 +60,42 @@ impl BadRequest {
     }
 }
 
-/// What an answer says it used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) prompt: u64,
-    pub(crate) completion: u64,
-    pub(crate) total: u64,
-}
-
 /// What one server-sent event means for the count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Event {
-    pub(crate) usage: Option<Usage>,
+    pub(crate) report: Report,
     /// Bytes of generated text: at least as many as its tokens.
     pub(crate) text_bytes: u64,
     /// It carries usage and nothing else.
     pub(crate) only_usage: bool,
+    /// Nothing that counts comes after it.
+    pub(crate) last: bool,
+    /// The upstream gives up.
+    pub(crate) failed: bool,
+}
+
+impl Event {
+    /// Returns what an event means that is not understood: it may be all text.
+    fn unread(event: &[u8]) -> Self {
+        Self { text_bytes: event.len() as u64, ..Self::default() }
+    }
 }
 
 /// How one API is metered.
 pub(crate) trait Dialect: Send + Sync + 'static {
     /// Returns the path below the upstream's base.
-    fn path(&self) -> &'static str;
+    fn path(&self) -> &str;
+
+    /// Returns whose errors and credentials the API has.
+    fn family(&self) -> Family {
+        Family::OpenAi
+    }
+
+    /// Returns whether the path is known to be one of the API's: what is not and names no
+    /// model is not found.
+    fn is_known(&self) -> bool {
+        true
+    }
 
     /// Returns what the request asks for.
     ///
@@ -74,13 +103,24 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// Says what the caller has to mend. Nothing was charged or sent.
     fn call(&self, body: Bytes) -> Result<Call, BadRequest>;
 
-    /// Returns what a whole answer says it used; `None` if it does not say so in a way
-    /// that can be believed.
-    fn usage(&self, answer: &[u8]) -> Option<Usage>;
+    /// Returns what a whole answer says it used.
+    fn report(&self, answer: &[u8]) -> Report {
+        Report::in_answer(answer)
+    }
 
     /// Returns what the data of one server-sent event means.
-    fn event(&self, data: &[u8]) -> Event;
+    fn event(&self, event: &[u8]) -> Event;
 
     /// Returns an upper bound of the tokens generated in a whole answer.
     fn text_bytes(&self, answer: &[u8]) -> u64;
+
+    /// Returns the last event of a stream that the upstream broke off.
+    fn cut(&self, why: &str) -> String {
+        format!("data: {}\n\n", refusal::openai_error(why, "server_error", None, Some("upstream_cut")))
+    }
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+use tests::call;

@@ -8,6 +8,11 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+/// What a number or a word of JSON is written in, at most.
+pub(super) const BOOL_BYTES: u64 = 5;
+pub(super) const INTEGER_BYTES: u64 = 20;
+pub(super) const FLOAT_BYTES: u64 = 24;
+
 /// The UTF-8 bytes of every string inside a value, names of fields not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TextBytes(pub(super) u64);
@@ -29,19 +34,19 @@ impl<'de> Deserialize<'de> for TextBytes {
 
             // Numbers and words are written out for the model in templates of tools.
             fn visit_bool<E>(self, _: bool) -> Result<u64, E> {
-                Ok(5)
+                Ok(BOOL_BYTES)
             }
 
             fn visit_i64<E>(self, _: i64) -> Result<u64, E> {
-                Ok(20)
+                Ok(INTEGER_BYTES)
             }
 
             fn visit_u64<E>(self, _: u64) -> Result<u64, E> {
-                Ok(20)
+                Ok(INTEGER_BYTES)
             }
 
             fn visit_f64<E>(self, _: f64) -> Result<u64, E> {
-                Ok(24)
+                Ok(FLOAT_BYTES)
             }
 
             fn visit_unit<E>(self) -> Result<u64, E> {

@@ -43,6 +43,8 @@ pub(super) struct Exchange {
     pub(super) stream: bool,
     include_usage: bool,
     pub(super) prompt_tokens: u64,
+    /// How many of them were read from the cache.
+    cached_tokens: u64,
     pub(super) completion_tokens: u64,
 }
 
@@ -62,6 +64,7 @@ impl Exchange {
             stream: shape != Shape::Embedding && request["stream"].as_bool().unwrap_or(false),
             include_usage: request["stream_options"]["include_usage"].as_bool().unwrap_or(false),
             prompt_tokens,
+            cached_tokens: number(headers, "x-stub-cached-tokens").unwrap_or(0).min(prompt_tokens),
             completion_tokens,
         }
     }
@@ -97,8 +100,18 @@ pub(super) struct Piece {
 pub(super) struct Answer {
     exchange: Exchange,
     with_usage: bool,
-    zero_usage: bool,
+    usage: Told,
     garbage: bool,
+    gives_up: bool,
+}
+
+/// What a usage object tells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Truth,
+    Nothing,
+    Negative,
+    Absurd,
 }
 
 impl Answer {
@@ -106,8 +119,14 @@ impl Answer {
         Self {
             exchange: exchange.clone(),
             with_usage: fault != "no-usage",
-            zero_usage: fault == "zero-usage",
+            usage: match fault {
+                "zero-usage" => Told::Nothing,
+                "negative-usage" => Told::Negative,
+                "absurd-usage" => Told::Absurd,
+                _ => Told::Truth,
+            },
             garbage: fault == "garbage",
+            gives_up: fault == "error-event",
         }
     }
 
@@ -169,17 +188,20 @@ impl Answer {
             let share = tokens * (i + 1) / count - tokens * i / count;
             events.push((self.text_event(&words(share)), share));
         }
-        events.push((self.closing(), 0));
+        events.push((if self.gives_up { self.error_event() } else { self.closing() }, 0));
         let last = events.len() - 1;
         let pieces = events.into_iter().enumerate();
         pieces.map(|(i, (text, tokens))| Piece { bytes: text.into(), tokens, last: i == last }).collect()
     }
 
     fn usage(&self) -> Value {
-        let (prompt, completion) = match self.zero_usage {
-            true => (0, 0),
-            false => (self.exchange.prompt_tokens, self.exchange.completion_tokens),
+        let (prompt, cached, completion) = match self.usage {
+            Told::Truth => (self.exchange.prompt_tokens, self.exchange.cached_tokens, self.exchange.completion_tokens),
+            Told::Nothing | Told::Negative => (0, 0, 0),
+            Told::Absurd => (1 << 50, 0, 1 << 50),
         };
+        let (prompt, cached, completion) = (prompt as i64, cached as i64, completion as i64);
+        let (prompt, completion) = if self.usage == Told::Negative { (-5, -5) } else { (prompt, completion) };
         match self.exchange.shape {
             Shape::Chat | Shape::Completion => json!({
                 "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
@@ -187,11 +209,11 @@ impl Answer {
             Shape::Embedding => json!({"prompt_tokens": prompt, "total_tokens": prompt}),
             Shape::Responses => json!({
                 "input_tokens": prompt, "output_tokens": completion, "total_tokens": prompt + completion,
-                "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
+                "input_tokens_details": {"cached_tokens": cached}, "output_tokens_details": {"reasoning_tokens": 0},
             }),
             Shape::Messages => json!({
-                "input_tokens": prompt, "output_tokens": completion,
-                "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
+                "input_tokens": prompt - cached, "output_tokens": completion,
+                "cache_creation_input_tokens": 0, "cache_read_input_tokens": cached,
             }),
         }
     }
@@ -204,7 +226,7 @@ impl Answer {
             })
             .into_iter()
             .collect();
-        let usage = if text.is_some() { self.usage() } else { Value::Null };
+        let usage = if text.is_some() && self.with_usage { self.usage() } else { Value::Null };
         json!({"id": "resp_stub", "object": "response", "created_at": 0, "status": status,
                "model": self.exchange.model, "output": output, "usage": usage})
     }
@@ -238,7 +260,8 @@ impl Answer {
                 let delta = json!({"role": "assistant", "content": ""});
                 self.chunk(json!([{"index": 0, "delta": delta, "finish_reason": null}]), None)
             }
-            Shape::Completion | Shape::Embedding => String::new(),
+            Shape::Completion => self.chunk(json!([{"index": 0, "text": "", "finish_reason": null}]), None),
+            Shape::Embedding => String::new(),
         }
     }
 
@@ -252,6 +275,16 @@ impl Answer {
             Shape::Chat | Shape::Embedding => {
                 self.chunk(json!([{"index": 0, "delta": {"content": text}, "finish_reason": null}]), None)
             }
+        }
+    }
+
+    fn error_event(&self) -> String {
+        match self.exchange.shape {
+            Shape::Messages => {
+                named(&json!({"type": "error", "error": {"type": "overloaded_error", "message": "stub"}}))
+            }
+            Shape::Responses => named(&json!({"type": "error", "code": "stub", "message": "stub", "param": null})),
+            _ => format!("data: {}\n\n", json!({"error": {"message": "stub", "type": "stub"}})),
         }
     }
 

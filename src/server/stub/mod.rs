@@ -11,8 +11,11 @@
 //! |---|---|
 //! | `x-stub-id` | the record's `id` |
 //! | `x-stub-prompt-tokens`, `x-stub-completion-tokens` | the tokens used |
+//! | `x-stub-cached-tokens` | how many of the prompt's were read from the cache |
 //! | `x-stub-first-byte-ms`, `x-stub-body-ms` | from the request's last byte to the first byte, and from there to the end |
-//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `cut` (in mid-stream) or `hang` (no first byte) |
+//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `negative-usage`, `absurd-usage`, `gzip` (says so; it is not), `html` (the wrong content type), `error-event` (a stream's last), `cut` (in mid-stream) or `hang` (no first byte) |
+//!
+//! The query's `fault` does what `x-stub-fault` does, for one of several bases.
 
 mod answer;
 
@@ -23,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -95,8 +98,9 @@ impl Stub {
     /// Returns the stub's endpoints.
     pub(crate) fn router(self: Arc<Self>) -> Router {
         let shaped = |shape: Shape| {
-            post(move |State(stub): State<Arc<Self>>, headers: HeaderMap, body: Body| async move {
-                stub.serve(shape, headers, body).await
+            post(move |State(stub): State<Arc<Self>>, uri: Uri, headers: HeaderMap, body: Body| async move {
+                let fault = text(&headers, "x-stub-fault").or_else(|| fault_in(uri.query()?));
+                stub.serve(shape, &fault.unwrap_or_default(), headers, body).await
             })
         };
         Router::new()
@@ -110,7 +114,7 @@ impl Stub {
             .with_state(self)
     }
 
-    async fn serve(self: Arc<Self>, shape: Shape, headers: HeaderMap, body: Body) -> Response<Body> {
+    async fn serve(self: Arc<Self>, shape: Shape, fault: &str, headers: HeaderMap, body: Body) -> Response<Body> {
         let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
             return json_response(
                 StatusCode::BAD_REQUEST,
@@ -121,9 +125,8 @@ impl Stub {
         let Ok(request) = serde_json::from_slice::<Value>(&body) else {
             return json_response(StatusCode::BAD_REQUEST, &json!({"error": {"message": "not JSON"}}));
         };
-        let fault = headers.get("x-stub-fault").and_then(|fault| fault.to_str().ok()).unwrap_or_default().to_owned();
         let exchange = Exchange::of(shape, &request, &body, &headers, self.behaviour.bytes_per_token);
-        let (status, failure) = failure(&fault);
+        let (status, failure) = failure(fault, shape);
         let record = Record {
             id: text(&headers, "x-stub-id").unwrap_or_default(),
             path: shape.path(),
@@ -145,14 +148,19 @@ impl Stub {
         if let Some(failure) = failure {
             return failure;
         }
-        let answer = Answer::new(&exchange, &fault);
+        let answer = Answer::new(&exchange, fault);
         if exchange.stream || fault == "cut" {
             return streamed(open, answer, arrived + first_byte, rest, fault == "cut");
         }
         tokio::time::sleep_until(arrived + first_byte + rest).await;
         let body = if fault == "garbage" { "<html>no JSON here".to_owned() } else { answer.whole() };
         open.close(exchange.completion_tokens);
-        typed_response(StatusCode::OK, "application/json", Body::from(body))
+        let content_type = if fault == "html" { "text/html" } else { "application/json" };
+        let mut response = typed_response(StatusCode::OK, content_type, Body::from(body));
+        if fault == "gzip" {
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
     }
 
     fn open(&self, record: Record) -> u64 {
@@ -242,7 +250,7 @@ fn streamed(mut open: OpenRecord, answer: Answer, start: Instant, rest: Duration
 }
 
 /// Returns the status a fault leads to, and the answer if it is a failure.
-fn failure(fault: &str) -> (StatusCode, Option<Response<Body>>) {
+fn failure(fault: &str, shape: Shape) -> (StatusCode, Option<Response<Body>>) {
     let status = match fault {
         "400" => StatusCode::BAD_REQUEST,
         "404" => StatusCode::NOT_FOUND,
@@ -252,8 +260,11 @@ fn failure(fault: &str) -> (StatusCode, Option<Response<Body>>) {
         "redirect" => StatusCode::TEMPORARY_REDIRECT,
         _ => return (StatusCode::OK, None),
     };
-    let error =
-        json!({"error": {"message": "the stub was told to fail", "type": "stub", "param": null, "code": fault}});
+    let message = "the stub was told to fail";
+    let error = match shape {
+        Shape::Messages => json!({"type": "error", "error": {"type": "stub", "message": message}}),
+        _ => json!({"error": {"message": message, "type": "stub", "param": null, "code": fault}}),
+    };
     let mut response = json_response(status, &error);
     if status == StatusCode::TOO_MANY_REQUESTS {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("7"));
@@ -301,6 +312,10 @@ fn typed_response(status: StatusCode, content_type: &'static str, body: Body) ->
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+fn fault_in(query: &str) -> Option<String> {
+    query.split('&').find_map(|pair| pair.strip_prefix("fault=")).map(str::to_owned)
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

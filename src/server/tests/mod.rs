@@ -2,8 +2,11 @@
 //! is the stub on loopback, and the clock stands still.
 
 mod admin;
+mod dialects;
 mod failures;
+mod others;
 mod refusals;
+mod routing;
 mod usage;
 
 use std::sync::Arc;
@@ -103,6 +106,10 @@ impl Bench {
     fn used(&self, unit: Unit) -> u64 {
         let standings = self.limiter.handle("a").unwrap().standings();
         standings.iter().find(|standing| standing.quota.unit() == unit).unwrap().used
+    }
+
+    async fn metrics(&self) -> String {
+        Answer::of(self.admin.clone().oneshot(request("GET", "/metrics", &[], "")).await.unwrap()).await.text
     }
 
     fn tokens(&self) -> u64 {

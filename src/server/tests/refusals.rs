@@ -56,7 +56,7 @@ async fn an_unknown_model_is_not_found() {
 #[tokio::test]
 async fn an_unknown_path_and_a_wrong_method_are_told_so() {
     let bench = Bench::new().await;
-    for path in ["/v1/embeddings", "/v1/nothing", "/"] {
+    for path in ["/v1/files", "/v1/nothing", "/"] {
         let error = refused(&bench, request("POST", path, &[], "{}"), StatusCode::NOT_FOUND).await;
         assert_eq!(error["code"], "unknown_url");
     }
