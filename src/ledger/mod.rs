@@ -9,7 +9,7 @@
 //!
 //! There are four kinds of method.
 //!
-//! 1. *Look*: `&self`, changes nothing: [`Ledger::standing`], [`Ledger::status`].
+//! 1. *Look*: `&self`, changes nothing: [`Ledger::standings`], [`Ledger::status`].
 //! 2. *Handle*: something came from outside: [`Ledger::handle_contact`] for every opened
 //!    frame, then [`Ledger::handle_message`] for what was in it;
 //!    [`Ledger::handle_listing`] for an answer of the directory; [`Ledger::handle_tick`]

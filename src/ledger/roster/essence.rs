@@ -11,7 +11,7 @@ use crate::ledger::window::Timestamp;
 
 impl Roster {
     /// Returns the same roster without what no longer decides anything: revisions, what was
-    /// read of whom and when it was heard, notes, and, once it has joined, how it did.
+    /// read of whom and when it was heard, notes, counters, and, once it has joined, how it did.
     ///
     /// Of the many rosters that differ in nothing else, a search through all reachable
     /// states visits this one.
@@ -23,6 +23,7 @@ impl Roster {
             ack: if joined { None } else { entry.ack },
             alive_after_look: joined || entry.alive_after_look,
             floor: if joined { Timestamp::ZERO } else { entry.floor },
+            ahead: false,
             seen: 0,
             seen_of_mine: 0,
             heard: self.started,
@@ -36,6 +37,7 @@ impl Roster {
             looked: if joined { Some(self.started) } else { self.looked },
             listed: if self.settings.directory == Directory::Static { self.listed.clone() } else { Vec::new() },
             confirmed: self.started,
+            future_answers: 0,
             revision: 1,
             message: None,
             notes: Vec::new(),
