@@ -223,19 +223,6 @@ async fn a_leaving_replica_hands_its_rights_over() {
 }
 
 #[tokio::test]
-async fn leaving_waits_for_what_is_in_flight() {
-    let mut fleet = fleet(2).await;
-    let (limiter, cluster) = fleet.remove(0);
-    let handle = limiter.handle("model").unwrap();
-    let permit = handle.try_acquire(Claim::tokens(100)).unwrap();
-    let leaving = cluster.leave();
-    tokio::pin!(leaving);
-    permit.refund();
-    within("it has left", leaving).await;
-    assert_eq!(spend_all(&fleet[0].0).await, LIMIT);
-}
-
-#[tokio::test]
 async fn a_dropped_cluster_stops_admitting_and_then_gives_the_port_up() {
     let mut fleet = fleet(2).await;
     let (limiter, cluster) = fleet.remove(0);

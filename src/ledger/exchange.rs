@@ -209,7 +209,8 @@ impl Ledger {
         let account = self.keys[key].open.get(&window.number());
         let replicas = self.roster.peers().count() as u64 + 1;
         let even = self.keys[key].key.quota.amount() / replicas;
-        self.roster.peers().filter_map(move |(id, _)| {
+        let others = &self.limits[self.keys[key].limit].mismatches;
+        self.roster.peers().filter(|(id, _)| !others.contains_key(id)).filter_map(move |(id, _)| {
             let actor = *self.by_actor.get(&id)?;
             let hint = match account.and_then(|account| account.peers.get(&actor)).filter(|row| row.said) {
                 Some(row) => row.spendable.max(0) as u64,

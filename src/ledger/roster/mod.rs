@@ -300,23 +300,26 @@ impl Roster {
         let revision = self.revision;
         let mine = message.members.iter().find(|member| member.id == me);
         let Some(entry) = self.members.get_mut(&message.from) else { return false };
-        let news = message.revision > entry.seen;
+        entry.floor = entry.floor.max(message.floor);
+        if let Some(mine) = mine {
+            // `counts` never changes once said, so an old message says the same. A holder
+            // answers with this replica's own floor, which others may have raised.
+            let credible = mine.counts <= latest_answer(now).max(self.floor);
+            entry.ahead = entry.ack.is_none() && !credible;
+            if credible {
+                entry.ack.get_or_insert(mine.counts);
+            }
+            self.future_answers += u64::from(entry.ahead);
+        }
+        // An answer that was not believed counts as unread, so that it is repeated; but not
+        // at once, or the two would talk without end.
+        let news = message.revision > entry.seen && !entry.ahead;
         if news {
             entry.seen = message.revision;
             self.message = None;
         }
-        let entry = self.members.get_mut(&message.from).expect("looked up above");
-        entry.floor = entry.floor.max(message.floor);
         let mut owed = news;
         if let Some(mine) = mine {
-            // `counts` never changes once said, so an old message says the same.
-            if mine.counts <= latest_answer(now) {
-                entry.ack.get_or_insert(mine.counts);
-                entry.ahead = false;
-            } else if entry.ack.is_none() {
-                entry.ahead = true;
-                self.future_answers += 1;
-            }
             entry.seen_of_mine = entry.seen_of_mine.max(mine.seen.min(revision));
             owed |= mine.seen < revision;
         } else {
