@@ -1,0 +1,463 @@
+//! Fleets of the `quotum` command as their operators meet them: real processes on loopback,
+//! a stub upstream that counts for itself, and what status and metrics say when pods die,
+//! strangers send, or somebody configured another limit.
+
+#![cfg(feature = "server")]
+#![allow(missing_docs)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Tokens of a window that no test outlives.
+const LIMIT: u64 = 6_000;
+
+/// Far more than anything here takes: it bounds a failure, it asserts nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// "A port is in use", as `serve` says it.
+const PORT_IN_USE: Option<i32> = Some(69);
+
+/// A folder of this test's own, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("quotum-fleet-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap_or_default()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that has said where it listens, killed when it is dropped.
+struct Running {
+    child: Child,
+    line: Value,
+}
+
+impl Running {
+    /// Starts the command with its log in the folder; its exit code if it does not stay.
+    fn start(folder: &Folder, name: &str, arguments: &[&str]) -> Result<Self, Option<i32>> {
+        let log = fs::File::create(folder.0.join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
+        command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        match serde_json::from_str(&line) {
+            Ok(line) => Ok(Self { child, line }),
+            Err(_) => Err(child.wait().unwrap().code()),
+        }
+    }
+
+    fn addr(&self, what: &str) -> &str {
+        self.line[what].as_str().unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Sends a request of at most 50 tokens that uses 30, and returns the answer.
+    fn chat(&self, headers: &str) -> String {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20});
+        let used = "x-stub-prompt-tokens: 10\r\nx-stub-completion-tokens: 20\r\n";
+        ask(self.addr("proxy"), "POST", "/v1/chat/completions", &format!("{used}{headers}"), &body.to_string())
+    }
+
+    fn serves(&self) -> bool {
+        self.chat("").starts_with("HTTP/1.1 200")
+    }
+
+    fn status(&self) -> Value {
+        let answer = ask(self.addr("admin"), "GET", "/status", "", "");
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    /// Returns the value of a metric with these labels, 0 if it is not there.
+    fn metric(&self, name_and_labels: &str) -> f64 {
+        let answer = ask(self.addr("admin"), "GET", "/metrics", "", "");
+        let value = answer.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn peer(&self, id: &str) -> Value {
+        let status = self.status();
+        let peer = status["peers"].as_array().unwrap().iter().find(|peer| peer["replica"] == id);
+        peer.cloned().unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A stub and pods that a static list names.
+struct Fleet {
+    // Dropped in this order: the processes before the folder their logs are in.
+    pods: Vec<Running>,
+    stub: Running,
+    gossip: Vec<String>,
+    folder: Folder,
+}
+
+impl Fleet {
+    /// Starts pods with these limits and waits until each has its share.
+    fn start(limits: &[u64]) -> Self {
+        let folder = Folder::new();
+        folder.write("key", &"5a".repeat(32));
+        let stub = Running::start(&folder, "stub", &["stub", "--listen", "127.0.0.1:0"]).ok().unwrap();
+        let mut fleet = Self { pods: Vec::new(), stub, gossip: Vec::new(), folder };
+        for (number, limit) in limits.iter().enumerate() {
+            fleet.configure(number, *limit);
+        }
+        while fleet.pods.len() < limits.len() {
+            // Somebody else may take a port that has just been free: then all is started over.
+            fleet.pods.clear();
+            fleet.gossip = free_ports(limits.len());
+            for number in 0..limits.len() {
+                match fleet.run(number) {
+                    Ok(pod) => fleet.pods.push(pod),
+                    Err(PORT_IN_USE) => break,
+                    Err(code) => panic!("{code:?}: {}", fleet.log(number)),
+                }
+            }
+        }
+        for pod in &fleet.pods {
+            until("every pod has its share", || pod.status()["has_share"] == true);
+            fleet.until_it_reaches(pod, limits.len() - 1);
+        }
+        fleet
+    }
+
+    fn configure(&self, number: usize, limit: u64) -> String {
+        let stub = self.stub.addr("stub");
+        let text = format!(
+            "deployments:\n  - id: a\n    model: m\n    upstream: http://{stub}/v1\n    reserve: bound\n    limits:\n      \
+             - {{ unit: tokens, amount: {limit}, window: 100d }}\n"
+        );
+        self.folder.write(&format!("pod-{number}.yaml"), &text)
+    }
+
+    /// Runs a pod in the slot of this number.
+    fn run(&self, number: usize) -> Result<Running, Option<i32>> {
+        let (own, seeds, name) = (&self.gossip[number], self.gossip.join(","), format!("pod-{number}"));
+        let config = self.folder.0.join(format!("{name}.yaml"));
+        let key = self.folder.0.join("key");
+        let arguments = [
+            ["--config", config.to_str().unwrap()],
+            ["--gossip-key-file", key.to_str().unwrap()],
+            ["--proxy-listen", "127.0.0.1:0"],
+            ["--admin-listen", "127.0.0.1:0"],
+            ["--gossip-listen", own],
+            ["--gossip-advertise", own],
+            ["--seeds", &seeds],
+            ["--node", &name],
+        ];
+        let arguments: Vec<&str> = ["serve"].into_iter().chain(arguments.into_iter().flatten()).collect();
+        Running::start(&self.folder, &name, &arguments)
+    }
+
+    fn log(&self, number: usize) -> String {
+        self.folder.read(&format!("pod-{number}.log"))
+    }
+
+    fn until_it_reaches(&self, pod: &Running, others: usize) {
+        let reached = || {
+            let status = pod.status();
+            status["peers"].as_array().unwrap().iter().filter(|peer| peer["reachable"] == true).count()
+        };
+        until("it reaches the others", || reached() == others);
+    }
+
+    /// Asks the pods in turns until none of them serves any more.
+    fn exhaust(&self) {
+        while self.pods.iter().filter(|pod| pod.serves()).count() > 0 {}
+    }
+
+    /// The tokens that the upstream says it was asked for.
+    fn upstreams_count(&self) -> u64 {
+        let answer = ask(self.stub.addr("stub"), "GET", "/_ledger", "", "");
+        let records: Vec<Value> = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let tokens = |record: &Value, what: &str| record[what].as_u64().unwrap();
+        records.iter().map(|record| tokens(record, "prompt_tokens") + tokens(record, "completion_tokens")).sum()
+    }
+}
+
+/// Returns UDP addresses that are free now: bound all at once, so that they differ.
+fn free_ports(count: usize) -> Vec<String> {
+    let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    sockets.iter().map(|socket| socket.local_addr().unwrap().to_string()).collect()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came that {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Opens a connection and sends a request that ends with it.
+fn send(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n");
+    stream.write_all(format!("{head}{headers}\r\n{body}").as_bytes()).unwrap();
+    stream
+}
+
+fn ask(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> String {
+    let mut answer = String::new();
+    send(addr, method, path, headers, body).read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn three_pods_hold_one_limit_by_the_upstreams_own_count() {
+    let fleet = Fleet::start(&[LIMIT; 3]);
+    // All at once first: each goes on until it has been refused.
+    std::thread::scope(|scope| {
+        for pod in &fleet.pods {
+            scope.spawn(|| while pod.serves() {});
+        }
+    });
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    assert!(count <= LIMIT, "{count}");
+    assert!(count >= LIMIT * 97 / 100, "{count}");
+    let answer = fleet.pods[0].chat("");
+    assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("x-quotum-refused-by: quotum"), "{answer}");
+    for pod in &fleet.pods {
+        // What one refused another has spent.
+        until("it knows what all have used", || {
+            pod.metric(r#"quotum_used{deployment="a",unit="tokens",window="8640000s"}"#) == count as f64
+        });
+    }
+}
+
+#[test]
+fn after_kill_9_the_others_serve_and_show_it_and_a_new_process_takes_the_slot() {
+    let mut fleet = Fleet::start(&[LIMIT; 3]);
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+    }
+    let dead = fleet.pods.pop().unwrap();
+    let id = dead.addr("replica").to_owned();
+    drop(dead);
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+        until("its silence is seen", || pod.peer(&id)["reachable"] == false);
+        assert_eq!(pod.peer(&id)["gone_from_unix_ms"], Value::Null, "silence proves nothing");
+        until("metrics say so", || pod.metric(r#"quotum_peers{reachable="false"}"#) == 1.0);
+        assert_eq!(pod.metric(r#"quotum_peers{reachable="true"}"#), 1.0);
+        let unreachable = r#"quotum_rights_unreachable{deployment="a",unit="tokens",window="8640000s"}"#;
+        assert!(pod.metric(unreachable) > 0.0);
+        assert!(ask(pod.addr("admin"), "GET", "/readyz", "", "").starts_with("HTTP/1.1 200"));
+        assert!(pod.serves());
+    }
+    fleet.pods.push(fleet.run(2).unwrap_or_else(|code| panic!("{code:?}: {}", fleet.log(2))));
+    let newcomer = &fleet.pods[2];
+    until("it is ready", || ask(newcomer.addr("admin"), "GET", "/readyz", "", "").starts_with("HTTP/1.1 200"));
+    until("it serves with the rights of the others", || newcomer.serves());
+    for pod in &fleet.pods[..2] {
+        until("the slot proves the death", || pod.peer(&id)["gone_from_unix_ms"].is_u64());
+        assert_eq!(pod.peer(newcomer.addr("replica"))["reachable"], true);
+    }
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    // The dead one used 30 of its third.
+    assert!(count <= LIMIT - LIMIT / 3 + 30, "{count}");
+    assert!(count >= LIMIT / 2, "{count}");
+}
+
+#[test]
+fn what_strangers_send_is_counted_by_reason_and_changes_nothing() {
+    let fleet = Fleet::start(&[LIMIT; 2]);
+    let target = &fleet.gossip[0];
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.send_to(b"hello", target).unwrap();
+    stranger.send_to(&[0x5a; 1_201], target).unwrap();
+    stranger.send_to(&[], target).unwrap();
+    // Pods that list ours, one without a key and one with another.
+    let outsiders: Vec<_> = ["", &"a5".repeat(32)].into_iter().map(|key| outsider(&fleet, target, key)).collect();
+    let rejected = |reason| fleet.pods[0].metric(&format!(r#"quotum_frames_rejected_total{{reason="{reason}"}}"#));
+    for (reason, at_least) in [("foreign", 2.0), ("too_long", 1.0), ("unsealed", 1.0), ("key", 1.0)] {
+        until(reason, || rejected(reason) >= at_least);
+    }
+    assert_eq!(rejected("seal"), 0.0);
+    assert_eq!(fleet.pods[1].metric(r#"quotum_frames_rejected_total{reason="foreign"}"#), 0.0);
+    let status = fleet.pods[0].status();
+    assert_eq!(status["peers"].as_array().unwrap().len(), 1, "{status}");
+    assert_eq!(status["gossip"]["healthy"], true);
+    for outsider in &outsiders {
+        assert_eq!(outsider.status()["ready"], false, "nobody has answered it");
+    }
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    assert!((LIMIT * 97 / 100..=LIMIT).contains(&count), "{count}");
+    let log = fleet.log(0);
+    assert!(log.contains("a frame was thrown away"), "an operator reads of it: {log}");
+}
+
+/// A pod that is not of the fleet but sends to it.
+fn outsider(fleet: &Fleet, target: &str, key: &str) -> Running {
+    let config = fleet.configure(9, LIMIT);
+    let key = (!key.is_empty()).then(|| fleet.folder.write("other-key", key));
+    loop {
+        let own = free_ports(1).remove(0);
+        let seeds = format!("{own},{target}");
+        let mut arguments = vec!["serve", "--config", &config, "--gossip-listen", &own, "--gossip-advertise", &own];
+        arguments.extend(["--seeds", &seeds, "--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        if let Some(key) = &key {
+            arguments.extend(["--gossip-key-file", key]);
+        }
+        match Running::start(&fleet.folder, "outsider", &arguments) {
+            Ok(pod) => return pod,
+            Err(PORT_IN_USE) => {}
+            Err(code) => panic!("{code:?}: {}", fleet.folder.read("outsider.log")),
+        }
+    }
+}
+
+#[test]
+fn another_limit_for_the_same_deployment_is_named_and_the_larger_holds() {
+    let fleet = Fleet::start(&[LIMIT, LIMIT, LIMIT / 2]);
+    let other = fleet.pods[2].addr("replica");
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+    }
+    for (pod, theirs) in [(0, LIMIT / 2), (1, LIMIT / 2), (2, LIMIT)] {
+        let pod = &fleet.pods[pod];
+        let peer = if theirs == LIMIT { fleet.pods[0].addr("replica") } else { other };
+        until("metrics name the peer", || {
+            pod.metric(&format!(r#"quotum_config_mismatch{{deployment="a",peer="{peer}"}}"#)) == 1.0
+        });
+        let status = pod.status();
+        let mismatches = status["limits"][0]["mismatches"].as_array().unwrap();
+        let named = mismatches.iter().find(|mismatch| mismatch["peer"] == peer).unwrap();
+        assert!(named["theirs"].as_str().unwrap().contains(&format!("{theirs} tokens")), "{named}");
+    }
+    let admin = format!("http://{}", fleet.pods[0].addr("admin"));
+    let command = Command::new(env!("CARGO_BIN_EXE_quotum")).args(["status", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8(command.stdout).unwrap();
+    assert!(text.contains(&format!("{other} has another limit")), "{text}");
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    assert!(count <= LIMIT, "{count}");
+}
+
+#[test]
+fn a_second_process_in_a_slot_is_69_and_does_not_hurt_the_first() {
+    let fleet = Fleet::start(&[LIMIT; 2]);
+    assert_eq!(fleet.run(0).err(), Some(PORT_IN_USE));
+    assert!(fleet.log(0).contains(&fleet.gossip[0]), "{}", fleet.log(0));
+    let proxy = fleet.pods[0].addr("proxy");
+    let arguments = ["serve", "--proxy-listen", proxy, "--admin-listen", "127.0.0.1:0"];
+    assert_eq!(Running::start(&fleet.folder, "second", &arguments).err(), Some(PORT_IN_USE));
+    let log = fleet.folder.read("second.log");
+    assert!(log.contains(proxy) && log.contains("proxy"), "{log}");
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+        assert_eq!(pod.status()["peers"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_pod_told_to_stop_ends_its_stream_hands_over_and_says_goodbye() {
+    let mut fleet = Fleet::start(&[LIMIT; 2]);
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+    }
+    let mut leaver = fleet.pods.remove(0);
+    let id = leaver.addr("replica").to_owned();
+    let body =
+        json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "stream": true});
+    let body = body.to_string();
+    let lasts = "x-stub-body-ms: 1500\r\nx-stub-completion-tokens: 90\r\nx-stub-prompt-tokens: 5\r\n";
+    let mut stream = send(leaver.addr("proxy"), "POST", "/v1/chat/completions", lasts, &body);
+    stream.read_exact(&mut [0; 1]).unwrap();
+    leaver.signal("TERM");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    assert_eq!(leaver.child.wait().unwrap().code(), Some(0), "{}", fleet.log(0));
+    let pod = &fleet.pods[0];
+    until("the goodbye is heard", || pod.peer(&id)["gone_from_unix_ms"].is_u64());
+    // 30 by each, 95 by the stream: the other one has all that is left.
+    let spendable = r#"quotum_spendable{deployment="a",unit="tokens",window="8640000s"}"#;
+    until("it has every right", || pod.metric(spendable) == (LIMIT - 30 - 30 - 95) as f64);
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    assert!((LIMIT * 97 / 100..=LIMIT).contains(&count), "{count}");
+}
+
+#[test]
+fn requests_that_never_come_whole_do_not_keep_a_pod_from_stopping() {
+    let mut fleet = Fleet::start(&[LIMIT]);
+    let mut pod = fleet.pods.remove(0);
+    let beginnings: [&[u8]; 4] = [
+        b"",
+        b"POST /v1/chat",
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ];
+    let connections = beginnings.map(|beginning| {
+        let mut stream = TcpStream::connect(pod.addr("proxy")).unwrap();
+        stream.write_all(beginning).unwrap();
+        stream
+    });
+    assert!(pod.serves());
+    pod.signal("TERM");
+    until("it has stopped", || pod.child.try_wait().unwrap().is_some());
+    assert_eq!(pod.child.wait().unwrap().code(), Some(0), "{}", fleet.log(0));
+    drop(connections);
+}
+
+#[test]
+fn a_full_disk_for_the_log_stops_nothing() {
+    let fleet = Fleet::start(&[LIMIT]);
+    let config = fleet.configure(1, LIMIT);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
+    command.args(["serve", "--config", &config, "--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.env_clear().env("RUST_LOG", "trace").stdin(Stdio::null()).stdout(Stdio::piped());
+    // Every write to it fails as on a full disk.
+    command.stderr(fs::File::options().write(true).open("/dev/full").unwrap());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut pod = Running { child, line: serde_json::from_str(&line).unwrap() };
+    assert!(pod.serves());
+    pod.signal("TERM");
+    until("it has stopped", || pod.child.try_wait().unwrap().is_some());
+    assert_eq!(pod.child.wait().unwrap().code(), Some(0));
+}
