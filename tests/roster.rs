@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fleet::{Fleet, address};
 use quotum::Quota;
-use quotum::ledger::{Directory, FirstWindow, OnSilence, RosterSettings};
+use quotum::ledger::{Directory, FirstWindow, Message, OnSilence, RosterSettings};
 
 const MINUTE: u64 = 60_000;
 const LIMIT: u64 = 9_000;
@@ -326,6 +326,28 @@ fn old_ack_of_one_dead_member_and_the_others_gone_h2() {
         assert!(fleet.used(START + window * MINUTE) <= LIMIT);
     }
     assert_eq!(fleet.used(START + 3 * MINUTE), LIMIT);
+}
+
+#[test]
+fn to_forget_a_dead_process_says_nothing_about_who_is_listed_at_its_address() {
+    // Found by the model check: d dies unjoined, k starts in its slot and joins alone; p lists
+    // the address, hears d's old letter, and an operator forgets d, rightly. k is alive.
+    let mut fleet = Fleet::new(quota(), START + 1_000);
+    let wait = RosterSettings { first_window: FirstWindow::Wait, ..settings() };
+    let d = fleet.start(0, Directory::Name, wait);
+    let announced = fleet.pods[d].limiter.with_ledger(|ledger, _| ledger.roster_message());
+    fleet.kill(d);
+    let k = fleet.start(0, Directory::Name, wait);
+    fleet.list(k, &[address(0)]);
+    fleet.run(2);
+    let p = fleet.start(1, Directory::Name, wait);
+    fleet.cut.extend([(k, p), (p, k)]);
+    fleet.list(p, &[address(0), address(1)]);
+    let (from, message) = (fleet.pods[d].id, Message::Roster(announced));
+    fleet.pods[p].limiter.with_ledger(|ledger, now| ledger.handle_message(from, message, now));
+    fleet.pods[p].limiter.forget(&from.to_string()).expect("it is on the roster, and dead");
+    fleet.run(50);
+    assert_eq!(fleet.pods[p].joined(), None, "nobody has answered at the listed address");
 }
 
 #[test]
