@@ -319,6 +319,12 @@ fn old_ack_of_one_dead_member_and_the_others_gone_h2() {
     fleet.pods[3].limiter.forget(&dead_of_fourth).expect("listed by the member it heard");
     fleet.run(20);
     assert_eq!(fleet.pods[2].joined(), None, "it still waits for the other joiner");
+    // Nobody will ever answer at the dead members' addresses either.
+    for (pod, dead) in [(2, 1), (3, 0)] {
+        fleet.pods[pod].limiter.forget(&address(dead).to_string()).expect("listed, and never answered");
+    }
+    fleet.run(20);
+    assert_eq!(fleet.pods[2].joined(), None, "it still waits for the other joiner");
     fleet.cut.clear();
     for window in 1..4 {
         fleet.run_until(START + window * MINUTE + 1_000);

@@ -32,9 +32,6 @@ impl Roster {
                 return Err(ForgetError::Unknown(target.to_owned()));
             }
             self.declare_gone(id, safe_floor(now), Proof::Forgotten);
-            // Whoever was listed there and never answered is what the operator means.
-            let address = self.members[&id].slot.addr;
-            self.dismiss(address, now);
             return Ok(id.to_string());
         }
         let address: SocketAddr = target.parse().map_err(|_| ForgetError::NotATarget(target.to_owned()))?;
