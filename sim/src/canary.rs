@@ -40,7 +40,12 @@ pub(crate) enum Canary {
 impl Canary {
     /// Every canary with its name, what is wrong, and the scenario that must catch it.
     pub(crate) const ALL: &[(Self, &str, &str, &str)] = &[
-        (Self::WindowLeak, "window-leak", "a row of a closed window is merged into the running one (limitador)", "swarm"),
+        (
+            Self::WindowLeak,
+            "window-leak",
+            "a row of a closed window is merged into the running one (limitador)",
+            "swarm",
+        ),
         (Self::ScalarMaximum, "scalar-maximum", "peers' counters share one slot that is merged by maximum", "swarm"),
         (Self::DroppedHits, "dropped-hits", "a part of the hits is missing in what is published", "swarm"),
         (Self::DeadSpendLost, "dead-spend-lost", "what a dead replica spent is not passed on", "swarm"),
@@ -48,8 +53,18 @@ impl Canary {
         (Self::NoFloor, "no-floor", "a newcomer's floor is where the running window starts", "swarm"),
         (Self::NoAck, "no-ack", "a newcomer joins without anybody's answer", "swarm"),
         (Self::AckOfZero, "ack-of-zero", "an answer does not say from which window on the newcomer counts", "swarm"),
-        (Self::AckOffByOne, "ack-off-by-one", "an answer names the last frozen window, not the first unfrozen one", "swarm"),
-        (Self::GoneTooEarly, "gone-too-early", "a death is dated to the epoch: joiners and holders ignore its windows", "swarm"),
+        (
+            Self::AckOffByOne,
+            "ack-off-by-one",
+            "an answer names the last frozen window, not the first unfrozen one",
+            "swarm",
+        ),
+        (
+            Self::GoneTooEarly,
+            "gone-too-early",
+            "a death is dated to the epoch: joiners and holders ignore its windows",
+            "swarm",
+        ),
         (Self::GoneOffByOne, "gone-off-by-one", "a leaver is gone in the last window that it froze", "swarm"),
         (Self::ReclaimByTimeout, "reclaim-by-timeout", "a replica silent for 2 s is declared dead", "swarm"),
         (Self::ShareTakenTwice, "share-taken-twice", "two workers of a pod own its share, each", "swarm"),
@@ -64,7 +79,12 @@ impl Canary {
         (Self::DoubleSettle, "double-settle", "a response's end is settled twice: refunded twice", "swarm"),
         (Self::DebtForgotten, "debt-forgotten", "use above the reservation is not charged", "swarm"),
         (Self::RequestAnsweredTwice, "request-answered-twice", "a replayed rights request is answered again", "swarm"),
-        (Self::GiftWithoutDebit, "gift-without-debit", "rights are published before they are debited, and are not", "swarm"),
+        (
+            Self::GiftWithoutDebit,
+            "gift-without-debit",
+            "rights are published before they are debited, and are not",
+            "swarm",
+        ),
         (Self::GiftToAnother, "gift-to-another", "a gift to another replica is credited here too", "swarm"),
         (
             Self::GiftCountedAtEachRepeat,

@@ -112,7 +112,14 @@ impl Central {
             };
             for window in first..=first + u64::from(reserved_ms + self.edge_ms >= (first + 1) * length) {
                 self.order += 1;
-                self.settlements.push(Reverse(Settlement { at: ends, order: self.order, component, quota, window, back }));
+                self.settlements.push(Reverse(Settlement {
+                    at: ends,
+                    order: self.order,
+                    component,
+                    quota,
+                    window,
+                    back,
+                }));
             }
         }
     }

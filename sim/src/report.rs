@@ -88,7 +88,11 @@ impl Summary {
         let _ = write!(
             text,
             ",\"seeds\":{},\"windows\":{},\"overshoot_tokens_max\":{},\"uncovered_tokens_max\":{},\"violations\":{}",
-            self.seeds, self.windows, self.overshoot_max.max(0), self.uncovered_max.max(0), self.violations
+            self.seeds,
+            self.windows,
+            self.overshoot_max.max(0),
+            self.uncovered_max.max(0),
+            self.violations
         );
         let _ = write!(
             text,
@@ -130,7 +134,13 @@ impl Summary {
 
 /// Returns the report of one failure: what, when, under which faults, what each replica
 /// did around it, and the command that repeats it.
-pub(crate) fn failure(scenario: &Scenario, plan: &Plan, shrunk: &Plan, violation: &Violation, lines: &[Line]) -> String {
+pub(crate) fn failure(
+    scenario: &Scenario,
+    plan: &Plan,
+    shrunk: &Plan,
+    violation: &Violation,
+    lines: &[Line],
+) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "VIOLATED: {} at {:.6} s", violation.invariant, violation.at as f64 / 1e6);
     let _ = writeln!(text, "  {}", violation.text);
@@ -144,10 +154,8 @@ pub(crate) fn failure(scenario: &Scenario, plan: &Plan, shrunk: &Plan, violation
         let (at, until) = (scheduled.at as f64 / 1e6, scheduled.until as f64 / 1e6);
         let _ = writeln!(text, "  {at:>10.6} .. {until:>10.6}  {:?}", scheduled.fault);
     }
-    let near: Vec<&Line> = lines
-        .iter()
-        .filter(|line| line.at + AROUND >= violation.at && line.at <= violation.at + AROUND / 10)
-        .collect();
+    let near: Vec<&Line> =
+        lines.iter().filter(|line| line.at + AROUND >= violation.at && line.at <= violation.at + AROUND / 10).collect();
     let mut replicas: Vec<Option<usize>> = near.iter().map(|line| line.replica).collect();
     replicas.sort_unstable();
     replicas.dedup();

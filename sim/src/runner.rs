@@ -33,7 +33,12 @@ pub(crate) fn run_plan(plan: &Plan, options: RunOptions) -> Result<Outcome, Viol
 }
 
 /// Carries out a seed, and again if `twice`: both runs must do the same.
-pub(crate) fn run_seed(scenario: &Scenario, seed: u64, twice: bool, canary: Option<Canary>) -> Result<Outcome, Violation> {
+pub(crate) fn run_seed(
+    scenario: &Scenario,
+    seed: u64,
+    twice: bool,
+    canary: Option<Canary>,
+) -> Result<Outcome, Violation> {
     let plan = (scenario.draw)(seed);
     let options = RunOptions { canary, ..RunOptions::default() };
     let outcome = run_plan(&plan, options)?;

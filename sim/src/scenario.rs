@@ -43,13 +43,8 @@ pub(crate) struct Requires {
 }
 
 impl Requires {
-    pub(crate) const NOTHING: Self = Self {
-        efficiency: 0.0,
-        efficiency_of_components: 0.0,
-        wrongful: None,
-        uncovered: false,
-        sometimes: &[],
-    };
+    pub(crate) const NOTHING: Self =
+        Self { efficiency: 0.0, efficiency_of_components: 0.0, wrongful: None, uncovered: false, sometimes: &[] };
 }
 
 /// One run.

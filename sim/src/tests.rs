@@ -13,13 +13,17 @@ fn one_seed_is_one_run_and_planted_entropy_is_seen() {
 #[test]
 fn a_few_dozen_seeds_of_the_swarm_keep_every_promise() {
     let swarm = scenario("swarm").expect("it exists");
-    in_parallel(24, |number| run_seed(swarm, 1 + number as u64, number < 4, None), |number, result| {
-        let violation = match result {
-            Ok(outcome) => outcome.violation,
-            Err(violation) => Some(violation),
-        };
-        assert_eq!(violation, None, "seed {}", 1 + number);
-    });
+    in_parallel(
+        24,
+        |number| run_seed(swarm, 1 + number as u64, number < 4, None),
+        |number, result| {
+            let violation = match result {
+                Ok(outcome) => outcome.violation,
+                Err(violation) => Some(violation),
+            };
+            assert_eq!(violation, None, "seed {}", 1 + number);
+        },
+    );
 }
 
 #[test]

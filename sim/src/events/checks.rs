@@ -26,7 +26,9 @@ impl World {
         let Some(process) = &self.replicas[replica].process else { return Vec::new() };
         let mut rights = Vec::new();
         for limiter in [Some(&process.limiter), process.twin.as_ref()].into_iter().flatten() {
-            rights.extend(self.open_windows(limiter).into_iter().map(|(quota, window, open)| (quota, window, open.rights)));
+            rights.extend(
+                self.open_windows(limiter).into_iter().map(|(quota, window, open)| (quota, window, open.rights)),
+            );
         }
         rights
     }
@@ -66,16 +68,18 @@ impl World {
                 let truth = self.oracle.charged_by(number, quota, window);
                 if truth != charged {
                     self.oracle.violated(self.at, "no spend is lost, none leaks", || {
-                        format!("replica {number} counts {charged} in window {window}, clients were admitted for {truth}")
+                        format!(
+                            "replica {number} counts {charged} in window {window}, clients were admitted for {truth}"
+                        )
                     });
                 }
                 if rights == 0 && self.plan.quotas[quota].amount() < self.plan.slots as u64 {
                     self.reached.insert("a limit smaller than the fleet");
                 }
             }
-            let blocked = process.limiter.with_ledger(|ledger, now| {
-                ledger.status(now).joined.is_none() && !ledger.blocked().is_empty()
-            });
+            let blocked = process
+                .limiter
+                .with_ledger(|ledger, now| ledger.status(now).joined.is_none() && !ledger.blocked().is_empty());
             if blocked {
                 self.reached.insert("a newcomer is blocked");
             }

@@ -173,7 +173,11 @@ impl World {
         let rightly = if wrongful { "WRONGLY" } else { "rightly" };
         self.line(Some(replica), || {
             let waited = (at - since) / 1_000;
-            format!("refuses {rightly}, after {waited} ms, request {} of {}: {denied}", request.number, request.reserved())
+            format!(
+                "refuses {rightly}, after {waited} ms, request {} of {}: {denied}",
+                request.number,
+                request.reserved()
+            )
         });
         self.measure_refusal(wrongful);
         if wrongful && self.is_steady() {

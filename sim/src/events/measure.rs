@@ -51,9 +51,8 @@ impl Measure {
         self.central.settle_until(end);
         let length = plan.quotas[0].window().ms().get();
         let start = |window: u64| (window * length).saturating_sub(EPOCH_MS) * 1_000;
-        let counts = |window: u64| {
-            start(window) >= plan.phase + self.from && start(window) + length * 1_000 <= plan.phase + end
-        };
+        let counts =
+            |window: u64| start(window) >= plan.phase + self.from && start(window) + length * 1_000 <= plan.phase + end;
         let admitted: i64 = oracle.first_quota().filter(|(window, _)| counts(*window)).map(|(_, sum)| sum).sum();
         let central: i64 =
             self.central.admitted.iter().filter(|(window, _)| counts(**window)).map(|(_, sum)| *sum).sum();

@@ -92,12 +92,7 @@ impl World {
                 Bytes::Sealed(frame)
             } else {
                 let contact = Contact { from: self.replicas[replica].id, sent_at, echo: parcel.echo };
-                Bytes::Open {
-                    contact,
-                    receiver: parcel.receiver,
-                    version: wire::WIRE_VERSION,
-                    payload: parcel.payload,
-                }
+                Bytes::Open { contact, receiver: parcel.receiver, version: wire::WIRE_VERSION, payload: parcel.payload }
             };
             let from_slot = self.replicas[replica].slot;
             self.put_on_the_wire(Datagram { to: parcel.to, from_slot, bytes, repeated: false, delayed: false });
@@ -107,9 +102,7 @@ impl World {
     fn put_on_the_wire(&mut self, datagram: Datagram) {
         let Some(to_slot) = super::faults::slot_of(datagram.to) else { return };
         let loss = self.plan.network.loss.max(self.links.loss);
-        if self.links.is_cut(datagram.from_slot, to_slot, self.at)
-            || (loss > 0.0 && self.network_rng.chance(loss))
-        {
+        if self.links.is_cut(datagram.from_slot, to_slot, self.at) || (loss > 0.0 && self.network_rng.chance(loss)) {
             return;
         }
         self.forge(&datagram);
@@ -190,7 +183,9 @@ impl World {
     pub(super) fn deliver(&mut self, mut datagram: Datagram) {
         let Some(&replica) = self.by_addr.get(&datagram.to) else { return };
         let slot = self.replicas[replica].slot;
-        if !datagram.delayed && let Some((_, by)) = self.links.slow.iter().find(|(slow, _)| *slow == slot) {
+        if !datagram.delayed
+            && let Some((_, by)) = self.links.slow.iter().find(|(slow, _)| *slow == slot)
+        {
             datagram.delayed = true;
             let at = self.at + by;
             self.queue.push(at, Event::Datagram(Box::new(datagram)));
@@ -256,7 +251,9 @@ fn describe(message: &Message) -> String {
             let members: Vec<String> = roster
                 .members
                 .iter()
-                .map(|member| format!("{}@{} counts {:?} gone {:?}", member.id, member.slot.addr, member.counts, member.gone))
+                .map(|member| {
+                    format!("{}@{} counts {:?} gone {:?}", member.id, member.slot.addr, member.counts, member.gone)
+                })
                 .collect();
             format!("roster of {} r{} floor {:?}: {}", roster.from, roster.revision, roster.floor, members.join(", "))
         }

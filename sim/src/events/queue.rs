@@ -15,13 +15,22 @@ use crate::workload::Request;
 #[derive(Debug)]
 pub(super) enum Event {
     /// A process starts in a slot.
-    Start { slot: usize },
+    Start {
+        slot: usize,
+    },
     /// A replica's gossip tick.
-    Tick { replica: usize },
+    Tick {
+        replica: usize,
+    },
     /// A replica's ledger wants to be woken.
-    Timeout { replica: usize, at_ms: u64 },
+    Timeout {
+        replica: usize,
+        at_ms: u64,
+    },
     /// A replica asks its directory.
-    Lookup { replica: usize },
+    Lookup {
+        replica: usize,
+    },
     /// A datagram arrives.
     Datagram(Box<Datagram>),
     /// The next arrival of the workload.
@@ -29,16 +38,32 @@ pub(super) enum Event {
     /// A refused client comes back.
     Retry(Box<Request>),
     /// A response ends.
-    End { replica: usize, permit: u64 },
+    End {
+        replica: usize,
+        permit: u64,
+    },
     /// A client that waits goes away.
-    GoAway { replica: usize, ticket: u64 },
+    GoAway {
+        replica: usize,
+        ticket: u64,
+    },
     /// A fault begins or ends.
-    Begin { fault: usize },
-    Finish { fault: usize },
+    Begin {
+        fault: usize,
+    },
+    Finish {
+        fault: usize,
+    },
     /// One step of a rolling replacement.
-    Roll { slots: Vec<usize>, pause: Micros, same_slot: bool },
+    Roll {
+        slots: Vec<usize>,
+        pause: Micros,
+        same_slot: bool,
+    },
     /// The headless name forgets an address.
-    Delist { addr: SocketAddr },
+    Delist {
+        addr: SocketAddr,
+    },
     /// The last death of a run.
     Finale,
     /// The oracle looks inside.

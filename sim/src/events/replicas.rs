@@ -116,12 +116,9 @@ impl World {
     }
 
     fn limiter(&mut self, clock: &SharedClock) -> Limiter {
-        let mut policy = quotum::Policy::default();
-        policy.wait = self.plan.wait;
-        policy.edge = self.plan.edge;
-        if self.options.canary == Some(Canary::NoEdgeGuard) {
-            policy.edge = std::time::Duration::ZERO;
-        }
+        let guarded = self.options.canary != Some(Canary::NoEdgeGuard);
+        let edge = if guarded { self.plan.edge } else { std::time::Duration::ZERO };
+        let policy = quotum::Policy { wait: self.plan.wait, edge, ..quotum::Policy::default() };
         Limiter::builder()
             .deployment_with(DEPLOYMENT, self.plan.quotas.iter().copied(), policy)
             .clock(clock.clone())
