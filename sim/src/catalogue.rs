@@ -447,7 +447,7 @@ fn healthy(seed: u64) -> Plan {
     measured(plan)
 }
 
-/// Responses take up to half a window, as in algorithm.md section 2; three or four whole
+/// Responses take up to half a window, as LLM answers do; three or four whole
 /// windows are compared.
 fn measured(mut plan: Plan) -> Plan {
     plan.measure_from = Some(8 * SECOND);
@@ -508,7 +508,7 @@ fn partition_of(seed: u64, rng: &mut Rng, shape: Shape) -> Plan {
     measured(plan)
 }
 
-/// All replicas replaced within 0.7 of a window of a minute, as in algorithm.md 2.2.
+/// All replicas replaced within 0.7 of a window of a minute.
 fn rolling(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, "rolling");
     let slots = rng.pick(&[3, 5, 9]);

@@ -1,4 +1,4 @@
-//! The commands: sweep, replay, list, canaries (architecture.md section 7).
+//! The commands: sweep, replay, list, canaries.
 //!
 //! Knows arguments, output and exit codes. Must not know what is simulated. The invariant
 //! it keeps: determinism is checked before anything else, standard output is the contract

@@ -219,7 +219,7 @@ impl Oracle {
         if count.reserved < 0 {
             self.violated(at, "reservations", || format!("{} {unit} reserved in window {window}", count.reserved));
         }
-        // What is over is at most what was used above reservations (architecture.md 2).
+        // What is over is at most what was used above reservations (README, the promise).
         if count.reserved + count.excess - limit > count.excess + allowed {
             self.violated(at, "actual use", || {
                 format!("{} {unit} used in window {window}, of {limit}", count.reserved + count.excess)

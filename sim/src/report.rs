@@ -1,6 +1,6 @@
 //! What a sweep prints: figures as JSON or a table, failures as something to act on.
 //!
-//! Knows the contract of architecture.md section 7. Must not know how a run is carried
+//! Knows the contract of docs/guarantees.md. Must not know how a run is carried
 //! out. The invariant it keeps: every failure ends in one command that repeats it.
 
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 //!
 //! Knows what a run is made of. Must not know how a layer carries it out. The invariant it
 //! keeps: a plan is a function of the scenario's name and the seed, and names every
-//! condition of the promise (architecture.md section 2) that it breaks.
+//! condition of the promise (README, the promise) that it breaks.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where the other replicas are: the directory of algorithm.md 0.1, and the address that
+//! Where the other replicas are: the directory of docs/algorithm.md section 1, and the address that
 //! this replica goes by.
 //!
 //! Knows seeds and how a name is resolved and how often. Must not know who has answered or
@@ -28,7 +28,7 @@ pub const LOOKUP_EVERY_JOINING: Duration = Duration::from_secs(1);
 /// tens of seconds, and an old answer proves little.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most addresses of an answer or a list that are looked at, as algorithm.md 0.1 bounds |U|.
+/// The most addresses of an answer or a list that are looked at, as docs/algorithm.md section 1 bounds |U|.
 pub const MAX_LISTED: usize = 4_096;
 
 /// Where the replicas of the fleet are listed.

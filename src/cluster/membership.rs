@@ -33,7 +33,7 @@ use super::wire::{self, WIRE_VERSION};
 use crate::ledger::{Message, ReplicaId, RosterMessage, Row, Slot};
 
 /// chitchat gossips this many times less often than we do: rows and requests go directly,
-/// it keeps the tail, at a quarter of the cost (chitchat-turmoil.md 2.3).
+/// it keeps the tail, at a quarter of the cost.
 pub(crate) const INTERVALS: u32 = 5;
 
 /// The most replicas, alive or dead, that chitchat may know. Its digest takes 71 bytes for

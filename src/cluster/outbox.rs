@@ -18,7 +18,7 @@ use crate::ledger::{Message, ReplicaId, Target, Timestamp, Transmit};
 /// peer every second tick when idle, 1.2 kB/s for each at 100 ms.
 pub const HEARTBEAT_TICKS: u32 = 2;
 
-/// The most replicas whose latest send time is remembered, as algorithm.md 0.1 bounds |U|.
+/// The most replicas whose latest send time is remembered, as docs/algorithm.md section 1 bounds |U|.
 const MAX_HEARD: usize = 4_096;
 
 /// A payload on its way to an address: seal it, send it.

@@ -39,7 +39,7 @@ pub const WIRE_VERSION: u8 = 1;
 /// is none yet.
 pub const OLDEST_WIRE_VERSION: u8 = 1;
 
-/// The most members in one roster message, as algorithm.md 0.1 bounds |U|.
+/// The most members in one roster message, as docs/algorithm.md section 1 bounds |U|.
 pub const MAX_MEMBERS: usize = 4_096;
 
 /// Appends a message.

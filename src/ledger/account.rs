@@ -1,7 +1,7 @@
 //! One replica's whole state for one key and window: rights, usage, peers' rows.
 //!
 //! Knows how rows merge and what follows from them. Must not know the roster, the clock
-//! or how anything is sent. The invariant it keeps (algorithm.md section 5): rights are
+//! or how anything is sent. The invariant it keeps (docs/algorithm.md section 9): rights are
 //! credited once for each unit a donor has debited, because what was received from a
 //! replica is the maximum of what that replica ever said it gave; so the rights of all
 //! replicas together never exceed the sum of the shares.

@@ -1,4 +1,4 @@
-//! Asking for rights and giving them: pull escrow (algorithm.md 3.5).
+//! Asking for rights and giving them: pull escrow (docs/algorithm.md section 8).
 //!
 //! Knows whom to ask for how much, and what to answer. Must not know why a request was
 //! parked or how a row is sent. The invariant it keeps: rights are given only as an answer
@@ -68,7 +68,7 @@ impl Ledger {
     }
 
     /// Fetches rights before they are missed, unless they are scarce: then fragments in
-    /// many wallets help nobody (algorithm.md 2.6).
+    /// many wallets help nobody (docs/algorithm.md section 8).
     pub(super) fn prefetch(&mut self, now: Timestamp) {
         if !self.attached || self.roster.is_leaving() {
             return;

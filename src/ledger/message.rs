@@ -79,7 +79,7 @@ impl Slot {
     pub const MAX_NODE: usize = 128;
 
     /// Returns whether a process here proves that an earlier one at `other` has died
-    /// (algorithm.md 0.3 b).
+    /// (docs/algorithm.md section 3 b).
     pub fn excludes(&self, other: &Self) -> bool {
         self.exclusive && other.exclusive && self.addr == other.addr && self.node == other.node
     }
@@ -162,7 +162,7 @@ pub struct RosterMessage {
     pub from: ReplicaId,
     /// Rises when anything but `seen` changes.
     pub revision: u64,
-    /// The sender's floor (algorithm.md 0.1).
+    /// The sender's floor (docs/algorithm.md section 1).
     pub floor: Timestamp,
     /// Unknown ids that started before this instant are never learnt from a mention.
     pub watermark: Timestamp,

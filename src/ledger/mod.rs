@@ -3,7 +3,7 @@
 //! It is told the time and the messages and asks for nothing: no clock, no randomness of
 //! its own, no log, no lock, no socket. What it shares with the hot path are the wallets.
 //! The invariant it keeps: the rights of all replicas for one key and window never exceed
-//! the quota, whatever is lost, repeated, reordered or delayed (algorithm.md section 5).
+//! the quota, whatever is lost, repeated, reordered or delayed (docs/algorithm.md section 9).
 //!
 //! # Using it
 //!

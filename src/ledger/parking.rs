@@ -333,7 +333,7 @@ impl Ledger {
     }
 
     /// A request larger than twice what this replica and its reachable peers can spend is
-    /// not worth a wait (algorithm.md 3.4, the measured form).
+    /// not worth a wait (docs/algorithm.md section 8, the measured form).
     fn is_hopeless(&self, key: usize, ask: &Ask, now: Timestamp) -> bool {
         let state = &self.keys[key];
         let window = window_of(state, now);
@@ -364,7 +364,7 @@ impl Ledger {
     }
 
     /// The earliest moment at which the request can be expected to fit, plus a spread
-    /// (algorithm.md 0.6).
+    /// (docs/algorithm.md section 6).
     fn retry_after(&mut self, key: usize, standing: &Standing, amount: u64) -> Duration {
         let window = standing.quota.window().duration();
         // What peers hold can be fetched within a few round trips.

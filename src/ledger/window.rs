@@ -10,7 +10,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// How far every clock may be from true time: 2 s. The only place where clocks
-/// matter for safety is the proof that a replica is gone (algorithm.md 0.1).
+/// matter for safety is the proof that a replica is gone (docs/algorithm.md section 1).
 pub const EPSILON: Duration = Duration::from_secs(2);
 
 /// The longest [`lead`](WindowLength::lead) of any window: 2 s on every replica.

@@ -1,7 +1,7 @@
 //! How much is reserved for a request, and what becomes of the reservation.
 //!
 //! Knows the reserve rules, what a deployment's outputs were, and the refund rules of
-//! algorithm.md 0.4. Must not know HTTP. The invariant it keeps: a reservation is
+//! docs/algorithm.md section 4. Must not know HTTP. The invariant it keeps: a reservation is
 //! settled once; what may have been used upstream is never given back unless the
 //! upstream says that it was not.
 

@@ -1,6 +1,6 @@
 //! Proofs that a replica is gone, and what follows from them.
 //!
-//! Knows what proves a death (algorithm.md 0.3) and from which window on the dead takes no
+//! Knows what proves a death (docs/algorithm.md section 3) and from which window on the dead takes no
 //! share. Must not know shares or amounts. The invariant it keeps: `gone` only falls, and
 //! lies after every window that the dead can have frozen. Silence alone proves nothing.
 
@@ -92,7 +92,7 @@ impl Roster {
     }
 
     /// Missing from the headless name, for long enough and with nothing new from it, is
-    /// taken as a proof that a replica is gone (algorithm.md 0.3 e).
+    /// taken as a proof that a replica is gone (docs/algorithm.md section 3 e).
     pub(super) fn prove_absence(&mut self, addresses: &[SocketAddr], now: Timestamp) {
         let is_listed = |slot: &Slot| addresses.contains(&slot.addr);
         let fresh = now.minus(self.settings.absent_for);
@@ -133,7 +133,7 @@ impl Roster {
     }
 
     /// Behind a headless name, a replica that neither the name nor any peer has confirmed
-    /// for half of `absent_for` must expect to be declared gone (algorithm.md 0.1).
+    /// for half of `absent_for` must expect to be declared gone (docs/algorithm.md section 1).
     pub(super) fn is_fenced(&self, now: Timestamp) -> bool {
         self.settings.directory == Directory::Name && now.since(self.confirmed) >= self.settings.absent_for / 2
     }

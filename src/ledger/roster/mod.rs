@@ -2,7 +2,7 @@
 //!
 //! Knows the replicas, from when each counts and is gone, and whom this one still waits
 //! for. Must not know amounts, wallets or sockets. The invariant it keeps (A2 of
-//! algorithm.md 0.1): of two replicas that both have a share in a window, each counts the
+//! docs/algorithm.md section 1): of two replicas that both have a share in a window, each counts the
 //! other. The argument, in one paragraph: a replica registers first and reads the list
 //! afterwards, so of two that do, at least one sees the other; the one that sees joins
 //! only with the other's answer, and that answer names the first window the other has not
@@ -126,7 +126,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Returns this replica's share of `amount` (algorithm.md 0.2).
+    /// Returns this replica's share of `amount` (docs/algorithm.md section 2).
     ///
     /// Safe by A2 alone: whoever counts one more replica than the holders has a share no
     /// larger than with the holders only, and those shares sum up to `amount`.

@@ -77,7 +77,7 @@ impl fmt::Display for RosterNote {
     }
 }
 
-/// Why a replica counts as dead (algorithm.md 0.3).
+/// Why a replica counts as dead (docs/algorithm.md section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Proof {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What lists the replicas (algorithm.md 0.1, Directories).
+/// What lists the replicas (docs/algorithm.md section 1, Directories).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Directory {
     /// Nothing: this replica is alone.
