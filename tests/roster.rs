@@ -335,6 +335,50 @@ fn old_ack_of_one_dead_member_and_the_others_gone_h2() {
 }
 
 #[test]
+fn two_joiners_do_not_confirm_one_another() {
+    let mut fleet = Fleet::new(quota(), START + 1_000);
+    let member = fleet.start(0, Directory::Name, settings());
+    fleet.list(member, &[address(0)]);
+    fleet.run(2);
+    fleet.pods[member].drain(10);
+    let list = [address(0), address(1), address(2)];
+    let joiners = [1, 2].map(|slot| fleet.start(slot, Directory::Name, settings()));
+    for joiner in joiners {
+        fleet.list(joiner, &list);
+        fleet.cut.extend([(member, joiner), (joiner, member)]);
+    }
+    fleet.run(50);
+    for joiner in joiners {
+        assert_eq!(fleet.pods[joiner].joined(), None, "each has the other's answer, neither the member's");
+        assert_eq!(fleet.pods[joiner].drain(1), 0);
+    }
+    fleet.cut.clear();
+    fleet.run_until(START + MINUTE + 30_000);
+    fleet.drain_all(1);
+    assert_eq!(fleet.used(START), LIMIT);
+    assert_eq!(fleet.used(START + MINUTE), LIMIT);
+}
+
+#[test]
+fn a_joiner_takes_no_part_of_a_window_that_a_leaving_pod_froze_without_it() {
+    let mut fleet = Fleet::joined(quota(), START + 1_000, 1);
+    // The next window is frozen before the joiner is heard of.
+    fleet.pods[0].try_take(1);
+    fleet.run_until(START + MINUTE - 1_000);
+    let joiner = fleet.start(1, Directory::Name, settings());
+    fleet.list(joiner, &[address(0), address(1)]);
+    fleet.pods[0].limiter.with_ledger(|ledger, now| ledger.leave(now));
+    fleet.run(5);
+    let next = START + MINUTE;
+    fleet.run_until(next + 1_000);
+    assert!(fleet.pods[joiner].joined().is_some_and(|first| first > next));
+    assert!(fleet.rights(next) <= LIMIT);
+    assert_eq!(fleet.pods[joiner].drain(1), LIMIT, "what the leaver froze, it handed over");
+    fleet.run_until(START + 2 * MINUTE + 1_000);
+    assert_eq!(fleet.pods[joiner].drain(1), LIMIT);
+}
+
+#[test]
 fn to_forget_a_dead_process_says_nothing_about_who_is_listed_at_its_address() {
     // Found by the model check: d dies unjoined, k starts in its slot and joins alone; p lists
     // the address, hears d's old letter, and an operator forgets d, rightly. k is alive.
