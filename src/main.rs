@@ -4,6 +4,15 @@
 //! works. The invariant it keeps: standard output is for what scripts read, standard
 //! error is for people, and the exit code says whose fault it was.
 
+/// Prints a line for whoever reads standard output, and does not mind if nobody does:
+/// `quotum status | head -1` must not end in a panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout().lock(), $($text)*);
+    }};
+}
+
 mod client;
 mod config;
 mod demo;
@@ -193,7 +202,7 @@ async fn serve(serve: Serve) -> ExitCode {
 async fn stub(options: Stub) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(options.listen).await;
     let listener = listener.with_context(|| format!("cannot listen at {}", options.listen))?;
-    println!("{}", json!({"stub": listener.local_addr()?.to_string()}));
+    say!("{}", json!({"stub": listener.local_addr()?.to_string()}));
     let behaviour = server::stub::Behaviour {
         first_byte: Duration::from_millis(options.first_byte_ms),
         body: Duration::from_millis(options.body_ms),
@@ -214,7 +223,7 @@ async fn stub(options: Stub) -> anyhow::Result<()> {
 fn check_config(file: &std::path::Path) -> ExitCode {
     match config::load(Some(file), &config::environment, &Flags::default()) {
         Ok(config) => {
-            println!("{}: fine, {} deployments", file.display(), config.deployments.len());
+            say!("{}: fine, {} deployments", file.display(), config.deployments.len());
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -227,11 +236,11 @@ fn check_config(file: &std::path::Path) -> ExitCode {
 async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
     let status = client::Client::new().json(&format!("{}/status", admin.trim_end_matches('/'))).await?;
     if as_json {
-        println!("{status:#}");
+        say!("{status:#}");
         return Ok(());
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    println!(
+    say!(
         "replica {}  node {}  ready {}  has share {}  leaving {}",
         text(&status["replica"]),
         text(&status["node"]),
@@ -240,7 +249,7 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
         status["leaving"]
     );
     for peer in status["peers"].as_array().into_iter().flatten() {
-        println!(
+        say!(
             "peer    {}  node {}  {}  reachable {}  staleness {} ms  skew {} ms{}",
             text(&peer["replica"]),
             text(&peer["node"]),
@@ -252,11 +261,11 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
         );
     }
     for block in status["blocked"].as_array().into_iter().flatten() {
-        println!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
+        say!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
     }
     for limit in status["limits"].as_array().into_iter().flatten() {
         for quota in limit["quotas"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "limit   {}  {} {} per {} ms  used {}  margin {} reachable, {} not  spendable {}  resets in {} ms",
                 text(&limit["limit_id"]),
                 quota["limit"],
@@ -270,7 +279,7 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
             );
         }
         for other in limit["mismatches"].as_array().into_iter().flatten() {
-            println!("        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]));
+            say!("        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]));
         }
     }
     Ok(())
@@ -284,6 +293,6 @@ async fn forget(replica: &str, admin: &str) -> anyhow::Result<()> {
     if !status.is_success() {
         anyhow::bail!("{status}: {}", answer["error"]["message"].as_str().unwrap_or("no reason given"));
     }
-    println!("forgotten: {}", answer["forgotten"].as_str().unwrap_or(replica));
+    say!("forgotten: {}", answer["forgotten"].as_str().unwrap_or(replica));
     Ok(())
 }

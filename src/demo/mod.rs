@@ -120,9 +120,9 @@ pub(crate) async fn run(options: Options) -> ExitCode {
     match finished {
         Ok(report) => {
             if options.json {
-                println!("{}", report.json());
+                say!("{}", report.json());
             } else {
-                println!("{}", report.table());
+                say!("{}", report.table());
             }
             ExitCode::from(report.exit_code())
         }
