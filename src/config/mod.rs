@@ -230,7 +230,7 @@ pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags)
         // A snippet of the file could show an api_key.
         with_snippet: false,
     };
-    let file = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+    let file: file::File = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let location = error.location().filter(|location| location.line() > 0);
         let place = location.map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
         let field =
@@ -238,6 +238,14 @@ pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags)
         let message = error.render().lines().next().unwrap_or("not YAML").to_owned();
         ConfigError { problems: vec![Problem { place, field, message, unreadable: false }] }
     })?;
+    if file.deployments.is_empty() && file.litellm_config.is_none() {
+        // The embedded stub is for whoever gave no file at all; a file that lost its
+        // deployments must not be answered with made-up text.
+        let message = "no deployment is listed; list at least one, or leave out --config to serve the built-in stub";
+        let problem =
+            Problem { place: name.to_owned(), field: "deployments".into(), message: message.into(), unreadable: false };
+        return Err(ConfigError { problems: vec![problem] });
+    }
     check::check(file, name, env, flags)
 }
 

@@ -78,6 +78,14 @@ fn without_a_file_the_stub_is_served_on_loopback() {
 }
 
 #[test]
+fn a_file_without_deployments_is_not_answered_with_the_stub() {
+    for text in ["", "proxy: { listen: '127.0.0.1:0' }\n", "deployments: []\n"] {
+        let told = problems(text);
+        assert!(told.contains("deployments"), "{told}");
+    }
+}
+
+#[test]
 fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
     let env = |name: &str| match name {
         "QUOTUM_NODE" => Some("from-env".to_owned()),
