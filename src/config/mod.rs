@@ -11,6 +11,8 @@ mod file;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
+#[expect(dead_code, reason = "days as windows are not configurable yet")]
+pub(crate) mod zone;
 
 use std::fmt;
 use std::net::SocketAddr;

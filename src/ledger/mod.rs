@@ -32,6 +32,7 @@ mod roll;
 mod roster;
 mod status;
 mod window;
+mod zone;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -51,6 +52,7 @@ pub use self::roster::{
 };
 pub use self::status::{Counters, LimitStatus, Mismatch, PeerStatus, Status};
 pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
+pub use self::zone::{Day, Zone, ZoneError};
 
 pub(crate) use self::account::WalletRing;
 use self::account::{Account, Actor};
