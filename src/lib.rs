@@ -60,7 +60,7 @@ mod wallet;
 pub use ledger::{
     Claim, Denied, ForgetError, Mode, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Status, Timestamp, Unit,
 };
-pub use limiter::{Acquire, BuildError, Builder, Clock, Handle, Limiter, Permit, Policy, UnknownDeployment};
+pub use limiter::{Acquire, BuildError, Builder, Clock, Handle, Limiter, MAX_PAUSE, Permit, Policy, UnknownDeployment};
 
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "server"))]

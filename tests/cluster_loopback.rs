@@ -212,6 +212,16 @@ async fn the_failure_detector_sees_every_other_replica() {
 }
 
 #[tokio::test]
+async fn a_pause_that_an_upstream_asked_of_one_is_kept_by_all() {
+    let fleet = fleet(3).await;
+    let paused = |replica: usize| fleet[replica].0.get("model").unwrap().paused_until();
+    let end = fleet[1].0.now().plus(Duration::from_secs(300));
+    fleet[1].0.get("model").unwrap().pause(end);
+    until("both others keep it", || paused(0) == Some(end) && paused(2) == Some(end)).await;
+    assert_eq!(fleet[0].0.own_pauses(), [], "what was heard is not said again");
+}
+
+#[tokio::test]
 async fn a_leaving_replica_hands_its_rights_over() {
     let mut fleet = fleet(2).await;
     let (_left, cluster) = fleet.remove(0);

@@ -5,6 +5,7 @@ mod fleet;
 use std::time::Duration;
 
 use fleet::ManualClock;
+use quotum::ledger::LimitId;
 use quotum::{BuildError, Claim, Denied, Limiter, Mode, Permit, Policy, Quota, Unit};
 
 const MINUTE: u64 = 60_000;
@@ -220,4 +221,43 @@ fn a_wrong_configuration_says_what_is_wrong() {
     let twice = Limiter::builder().deployment("gpt", [quota]).deployment("gpt", [quota]).build();
     assert!(matches!(twice, Err(BuildError::DuplicateDeployment(_))));
     assert!(matches!(Limiter::builder().deployment("gpt", []).build(), Err(BuildError::NoQuota(_))));
+}
+
+#[test]
+fn a_deployment_that_was_only_tried_has_refused_nothing() {
+    let (limiter, _) = limiter(&[Quota::tokens(100).per_minute()], Policy::default());
+    let handle = limiter.handle("gpt").expect("configured");
+    let refused = || limiter.status().limits[0].refused.values().sum::<u64>();
+    let _kept = handle.probe(Claim::tokens(100)).expect("it fits");
+    let denied = handle.probe(Claim::tokens(1)).expect_err("nothing is left");
+    assert_eq!(refused(), 0, "another deployment may admit it");
+    handle.count_refusal(&denied);
+    assert_eq!(refused(), 1);
+    handle.try_acquire(Claim::tokens(1)).expect_err("nothing is left");
+    assert_eq!(refused(), 2);
+}
+
+#[test]
+fn deployments_that_share_a_limit_share_its_pause() {
+    let clock = ManualClock::default();
+    clock.set(START);
+    let policy = Policy { limit_id: Some("shared".into()), ..Policy::default() };
+    let quotas = [Quota::tokens(100).per_minute()];
+    let limiter = Limiter::builder()
+        .deployment_with("a", quotas, policy.clone())
+        .deployment_with("b", quotas, policy)
+        .deployment("c", quotas)
+        .clock(clock.clone())
+        .build()
+        .expect("a valid configuration");
+    let until = |id: &str| limiter.get(id).expect("configured").paused_until();
+    let end = limiter.now().plus(Duration::from_secs(7));
+    limiter.get("a").expect("configured").pause(end);
+    assert_eq!([until("a"), until("b"), until("c")], [Some(end), Some(end), None]);
+    assert_eq!(limiter.own_pauses(), [(LimitId::of("shared"), end)]);
+    limiter.hear_pause(LimitId::of("c"), end);
+    limiter.hear_pause(LimitId::of("nobody's"), end);
+    assert_eq!((until("c"), limiter.own_pauses().len()), (Some(end), 1));
+    clock.set(START + 7_000);
+    assert_eq!((until("a"), until("c"), limiter.own_pauses()), (None, None, Vec::new()));
 }

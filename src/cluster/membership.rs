@@ -2,7 +2,7 @@
 //!
 //! The only file that names chitchat. Knows its configuration, its keys and its faults.
 //! Must not know frames or the ledger's rules: it hands out bytes to send, takes bytes that
-//! came in authenticated frames, and turns what others published into messages. The
+//! came in authenticated frames, and turns what others published into messages and pauses. The
 //! invariant it keeps: nothing that counts depends on chitchat. What it says is merged like
 //! any other message, its liveness is shown and never summed, and if it dies it is started
 //! again while the rest goes on.
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::wire::{self, WIRE_VERSION};
-use crate::ledger::{Message, ReplicaId, RosterMessage, Row, Slot};
+use crate::ledger::{LimitId, Message, ReplicaId, RosterMessage, Row, Slot, Timestamp};
 
 /// chitchat gossips this many times less often than we do: rows and requests go directly,
 /// it keeps the tail, at a quarter of the cost.
@@ -47,6 +47,10 @@ pub(crate) const MAX_VALUE: usize = 4_096;
 /// Over how many keys own rows are spread, so that a quiet account is not sent again
 /// because a busy one changed.
 pub(crate) const SHARDS: usize = 16;
+
+/// The most pauses that a replica publishes, so that the value stays within [`MAX_VALUE`];
+/// those that last longest come first. One for each limit whose upstream refuses.
+const MAX_PAUSES: usize = 128;
 
 /// The most bytes of a roster in a value, about 230 members; a larger one goes by our own
 /// messages alone.
@@ -100,6 +104,15 @@ enum State {
     Ended {
         restart: Instant,
     },
+}
+
+/// What others have published.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) messages: Vec<(ReplicaId, Message)>,
+    /// Until when the upstream of a limit wants no requests. Not for the ledger: a pause is
+    /// no right, and is believed for minutes only.
+    pub(crate) pauses: Vec<(LimitId, Timestamp)>,
 }
 
 /// What chitchat did.
@@ -197,10 +210,11 @@ impl Membership {
         &mut self,
         roster: &RosterMessage,
         rows: &[Row],
+        pauses: &[(LimitId, Timestamp)],
         peers: &[(ReplicaId, SocketAddr)],
-    ) -> Vec<(ReplicaId, Message)> {
+    ) -> Heard {
         let State::Running { handle, .. } = &self.state else {
-            return Vec::new();
+            return Heard::default();
         };
         if let Some((_, addr)) = peers.get(self.greeted % peers.len().max(1)) {
             // chitchat has no list of seeds here: the roster finds peers, this tells it.
@@ -209,9 +223,10 @@ impl Membership {
         }
         let chitchat = handle.chitchat();
         let Ok(mut chitchat) = chitchat.try_lock() else {
-            return Vec::new();
+            return Heard::default();
         };
         publish(&mut chitchat, roster, rows, &mut self.published);
+        chitchat.self_node_state().set(PAUSES, pauses_value(pauses));
         let heard = collect(&chitchat, self.identity.me, &mut self.read);
         self.live = chitchat.live_nodes().count().saturating_sub(1);
         self.crowded = chitchat.node_states().len() > MAX_MEMBERS;
@@ -324,9 +339,27 @@ fn shards(rows: &[Row]) -> Vec<String> {
     shards.iter().map(|shard| text::encode(shard)).collect()
 }
 
+/// Returns the value of `pauses`: for each limit its id and the end, 8 bytes each.
+fn pauses_value(pauses: &[(LimitId, Timestamp)]) -> String {
+    let mut pauses = pauses.to_vec();
+    pauses.sort_by_key(|(limit, until)| (std::cmp::Reverse(*until), *limit));
+    pauses.truncate(MAX_PAUSES);
+    let words = pauses.iter().flat_map(|(limit, until)| [limit.bits(), until.unix_ms()]);
+    text::encode(&words.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
+}
+
+/// Returns the pauses of a value; one that is not whole has none.
+fn pauses(value: &str) -> Vec<(LimitId, Timestamp)> {
+    let bytes = text::decode(value).filter(|bytes| bytes.len().is_multiple_of(16) && bytes.len() <= 16 * MAX_PAUSES);
+    let bytes = bytes.unwrap_or_default();
+    let (words, _) = bytes.as_chunks::<8>();
+    let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    words.chunks_exact(2).map(|pair| (LimitId::from_bits(pair[0]), Timestamp::from_unix_ms(pair[1]))).collect()
+}
+
 /// Returns what others have published since `read`.
-fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u64>) -> Vec<(ReplicaId, Message)> {
-    let mut heard = Vec::new();
+fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u64>) -> Heard {
+    let mut heard = Heard::default();
     let mut still = BTreeMap::new();
     for (id, state) in chitchat.node_states() {
         let Some(from) = replica_id(id).filter(|from| *from != me) else {
@@ -342,7 +375,9 @@ fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u
         let changed = state.key_values_including_deleted().filter(|(_, value)| value.version > since);
         for (key, value) in changed {
             if key == ROSTER || SHARD_KEYS.contains(&key) {
-                heard.extend(messages(from, &value.value).into_iter().map(|message| (from, message)));
+                heard.messages.extend(messages(from, &value.value).into_iter().map(|message| (from, message)));
+            } else if key == PAUSES {
+                heard.pauses.extend(pauses(&value.value));
             }
         }
     }
@@ -464,6 +499,8 @@ mod text {
 }
 
 const ROSTER: &str = "roster";
+
+const PAUSES: &str = "pauses";
 
 const SHARD_KEYS: [&str; SHARDS] =
     ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c14", "c15"];

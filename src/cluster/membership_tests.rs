@@ -41,9 +41,23 @@ proptest! {
     }
 
     #[test]
+    fn pauses_come_back_the_longest_first(ends in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..200)) {
+        let told: Vec<_> =
+            ends.into_iter().map(|(limit, end)| (LimitId::from_bits(limit), Timestamp::from_unix_ms(end))).collect();
+        let value = pauses_value(&told);
+        prop_assert!(value.len() <= MAX_VALUE);
+        let heard = pauses(&value);
+        prop_assert_eq!(heard.len(), told.len().min(MAX_PAUSES));
+        prop_assert!(heard.is_sorted_by_key(|(_, until)| std::cmp::Reverse(*until)));
+        prop_assert!(heard.iter().all(|pause| told.contains(pause)));
+        prop_assert_eq!(pauses(&format!("{value}A")), []);
+    }
+
+    #[test]
     fn arbitrary_text_never_panics(text in "\\PC{0,200}", url in "[A-Za-z0-9_-]{0,200}") {
         for text in [text, url] {
             let _ = messages(ReplicaId::from_bits(1), &text);
+            let _ = pauses(&text);
         }
     }
 
@@ -59,7 +73,7 @@ proptest! {
 
 mod running {
     use super::*;
-    use crate::ledger::{Key, LimitId, Member, Quota, Timestamp, WindowId};
+    use crate::ledger::{Key, Member, Quota, WindowId};
 
     const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -118,17 +132,32 @@ mod running {
         let mut b = Membership::start(identity(2), INTERVAL).await;
         // What is relayed by chitchat is only what its writer says about itself.
         let rows = [row(1, 7, 3), row(9, 8, 1)];
-        a.exchange(&roster(1, 1), &rows, &[(ReplicaId::from_bits(2), addr(2))]);
-        b.exchange(&roster(2, 1), &[], &[]);
+        a.exchange(&roster(1, 1), &rows, &[], &[(ReplicaId::from_bits(2), addr(2))]);
+        b.exchange(&roster(2, 1), &[], &[], &[]);
         talk(&mut a, &mut b).await;
-        let heard = b.exchange(&roster(2, 1), &[], &[]);
+        let heard = b.exchange(&roster(2, 1), &[], &[], &[]).messages;
         let from = ReplicaId::from_bits(1);
         assert_eq!(heard.len(), 2);
         assert!(heard.contains(&(from, Message::Row(row(1, 7, 3)))));
         assert!(heard.contains(&(from, Message::Roster(Arc::new(roster(1, 1))))));
-        assert_eq!((a.exchange(&roster(1, 1), &rows, &[]).len(), a.live(), b.live()), (1, 1, 1));
+        let back = a.exchange(&roster(1, 1), &rows, &[], &[]);
+        assert_eq!((back.messages.len(), a.live(), b.live()), (1, 1, 1));
         talk(&mut a, &mut b).await;
-        assert_eq!(b.exchange(&roster(2, 1), &[], &[]), []);
+        assert_eq!(b.exchange(&roster(2, 1), &[], &[], &[]), Heard::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_reach_the_other_and_end() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        let mut b = Membership::start(identity(2), INTERVAL).await;
+        let pause = (LimitId::of("gpt"), Timestamp::from_unix_ms(1_700_000_000_000));
+        a.exchange(&roster(1, 1), &[], &[pause], &[(ReplicaId::from_bits(2), addr(2))]);
+        b.exchange(&roster(2, 1), &[], &[], &[]);
+        talk(&mut a, &mut b).await;
+        assert_eq!(b.exchange(&roster(2, 1), &[], &[], &[]).pauses, [pause]);
+        a.exchange(&roster(1, 1), &[], &[], &[]);
+        talk(&mut a, &mut b).await;
+        assert_eq!(b.exchange(&roster(2, 1), &[], &[], &[]).pauses, []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -138,10 +167,10 @@ mod running {
         let to_b = [(ReplicaId::from_bits(2), addr(2))];
         // Many versions, so that those of the second life are below those of the first.
         for version in 1..20 {
-            a.exchange(&roster(1, version), &[row(1, 7, version)], &to_b);
+            a.exchange(&roster(1, version), &[row(1, 7, version)], &[], &to_b);
         }
         talk(&mut a, &mut b).await;
-        assert!(!b.exchange(&roster(2, 1), &[], &[]).is_empty());
+        assert_ne!(b.exchange(&roster(2, 1), &[], &[], &[]), Heard::default());
         if let State::Running { handle, .. } = &a.state {
             handle.abort();
         }
@@ -152,11 +181,11 @@ mod running {
             }
         };
         assert!(matches!(ended, Event::Ended(_)) && !a.is_running());
-        assert_eq!(a.exchange(&roster(1, 20), &[], &[]), []);
+        assert_eq!(a.exchange(&roster(1, 20), &[], &[], &[]), Heard::default());
         assert!(matches!(a.next().await, Event::Started));
-        a.exchange(&roster(1, 21), &[row(1, 7, 30)], &to_b);
+        a.exchange(&roster(1, 21), &[row(1, 7, 30)], &[], &to_b);
         talk(&mut a, &mut b).await;
-        let heard = b.exchange(&roster(2, 1), &[], &[]);
+        let heard = b.exchange(&roster(2, 1), &[], &[], &[]).messages;
         assert!(heard.contains(&(ReplicaId::from_bits(1), Message::Row(row(1, 7, 30)))));
     }
 

@@ -184,10 +184,11 @@ impl<N: Net> Run<N> {
         let limiter = &self.parts.limiter;
         let (roster, rows, peers) =
             limiter.with_ledger(|ledger, _| (ledger.roster_message(), ledger.own_rows(), ledger.peers()));
-        let heard = self.parts.membership.exchange(&roster, &rows, &peers);
-        if !heard.is_empty() {
+        let heard = self.parts.membership.exchange(&roster, &rows, &limiter.own_pauses(), &peers);
+        heard.pauses.into_iter().for_each(|(limit, until)| limiter.hear_pause(limit, until));
+        if !heard.messages.is_empty() {
             limiter.with_ledger(|ledger, now| {
-                heard.into_iter().for_each(|(from, message)| ledger.handle_message(from, message, now));
+                heard.messages.into_iter().for_each(|(from, message)| ledger.handle_message(from, message, now));
             });
         }
     }

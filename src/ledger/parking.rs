@@ -38,6 +38,8 @@ pub(crate) struct Ask {
     pub(crate) wait: Duration,
     /// Counts a refusal, then admits all the same.
     pub(crate) observe: bool,
+    /// Another limit is asked next: a refusal is demand, and not yet a refused request.
+    pub(crate) tentative: bool,
 }
 
 /// A decision.
@@ -66,7 +68,7 @@ impl Ledger {
                 Admission::Admitted(now)
             }
             Admission::Denied(denied) => {
-                self.count_refusal(limit, &ask.claim, &denied);
+                self.note_refusal(limit, &ask, &denied);
                 Admission::Denied(denied)
             }
             admission => admission,
@@ -271,7 +273,7 @@ impl Ledger {
             self.charge_all(limit, &parked.request, now);
             Admission::Admitted(now)
         } else {
-            self.count_refusal(limit, &parked.request.claim, &denied);
+            self.note_refusal(limit, &parked.request, &denied);
             Admission::Denied(denied)
         };
         self.served.push_back((parked.ticket, admission));
@@ -378,12 +380,19 @@ impl Ledger {
         earliest + Duration::from_millis(self.random.below(spread_ms + 1))
     }
 
-    fn count_refusal(&mut self, limit: usize, claim: &Claim, denied: &Denied) {
-        *self.limits[limit].refused.entry(denied.reason()).or_default() += 1;
+    fn note_refusal(&mut self, limit: usize, ask: &Ask, denied: &Denied) {
+        if !ask.tentative {
+            self.count_refusal(limit, denied);
+        }
         for key in &self.limits[limit].keys {
             let state = &self.keys[*key];
-            state.ring.refused.fetch_add(claim.amount(state.key.quota.unit()), Ordering::Relaxed);
+            state.ring.refused.fetch_add(ask.claim.amount(state.key.quota.unit()), Ordering::Relaxed);
         }
+    }
+
+    /// Counts a request that was refused in the end.
+    pub(crate) fn count_refusal(&mut self, limit: usize, denied: &Denied) {
+        *self.limits[limit].refused.entry(denied.reason()).or_default() += 1;
     }
 
     /// Learns the size of requests from those that come this way.

@@ -16,6 +16,7 @@ use crate::ledger::{Admission, Claim, Denied, Ticket, Timestamp};
 pub struct Acquire<'a> {
     handle: &'a Handle,
     claim: Claim,
+    tentative: bool,
     state: Waiting,
     asked_at: Timestamp,
 }
@@ -28,7 +29,14 @@ enum Waiting {
 
 impl<'a> Acquire<'a> {
     pub(super) fn new(handle: &'a Handle, claim: Claim) -> Self {
-        Self { handle, claim, state: Waiting::NotAsked, asked_at: Timestamp::ZERO }
+        Self { handle, claim, tentative: false, state: Waiting::NotAsked, asked_at: Timestamp::ZERO }
+    }
+
+    /// Asks for whoever asks another deployment next: a refusal is not counted
+    /// (see [`Handle::probe`]).
+    pub fn tentative(mut self) -> Self {
+        self.tentative = true;
+        self
     }
 }
 
@@ -45,7 +53,8 @@ impl<'a> Future for Acquire<'a> {
                     this.state = Waiting::Done;
                     return Poll::Ready(Ok(handle.permit(this.claim, now)));
                 }
-                let (asked_at, admission) = handle.admit(this.claim, handle.deployment.policy.wait, Some(cx.waker()));
+                let wait = handle.deployment.policy.wait;
+                let (asked_at, admission) = handle.admit(this.claim, wait, this.tentative, Some(cx.waker()));
                 // NotAsked => Parked
                 if let Admission::Parked(ticket) = admission {
                     this.state = Waiting::Parked(ticket);

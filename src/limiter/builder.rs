@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Clock, ClockSource, Core, Deployment, Handle, Inner, Limiter};
+use super::{Clock, ClockSource, Core, Deployment, Handle, Inner, Limiter, Pause};
 use crate::ledger::{Ledger, Mode, Quota, ReplicaId};
 
 /// How a deployment's limits are applied.
@@ -91,6 +91,7 @@ impl Builder {
         let mut ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), seed, now);
         let mut deployments = BTreeMap::new();
         let mut limits: BTreeMap<String, (String, Vec<Quota>)> = BTreeMap::new();
+        let mut pauses: BTreeMap<String, Arc<Pause>> = BTreeMap::new();
         for (id, quotas, policy) in self.deployments {
             let mut quotas = quotas;
             quotas.sort_unstable();
@@ -115,7 +116,8 @@ impl Builder {
         let inner = Arc::new(Inner { clock, core: Mutex::new(core) });
         let handles = deployments.into_iter().map(|(id, (name, limit, counters, edge_ms, policy))| {
             let inner = Arc::clone(&inner);
-            let deployment = Deployment { inner, id: id.clone(), name, limit, counters, edge_ms, policy };
+            let pause = pauses.entry(name.clone()).or_insert_with(|| Arc::new(Pause::new(&name))).clone();
+            let deployment = Deployment { inner, id: id.clone(), name, limit, counters, edge_ms, policy, pause };
             (id, Handle { deployment: Arc::new(deployment) })
         });
         let handles = Arc::new(handles.collect());

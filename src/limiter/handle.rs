@@ -30,7 +30,27 @@ impl Handle {
         if self.take(&claim, now) {
             return Ok(self.permit(claim, now));
         }
-        self.admit_now(claim)
+        self.admit_now(claim, false)
+    }
+
+    /// As [`Handle::try_acquire`], for whoever asks another deployment next: a refusal is
+    /// not counted. The one that the caller is told in the end goes to
+    /// [`Handle::count_refusal`].
+    ///
+    /// # Errors
+    /// As [`Handle::try_acquire`].
+    pub fn probe(&self, claim: Claim) -> Result<Permit<'_>, Denied> {
+        let now = self.deployment.inner.clock.now();
+        if self.take(&claim, now) {
+            return Ok(self.permit(claim, now));
+        }
+        self.admit_now(claim, true)
+    }
+
+    /// Counts a refusal that [`Handle::probe`] or a [tentative](Acquire::tentative) wait
+    /// returned, once no other deployment has admitted the request either.
+    pub fn count_refusal(&self, denied: &Denied) {
+        self.deployment.inner.lock().ledger.count_refusal(self.deployment.limit, denied);
     }
 
     /// Reserves, and waits up to the policy's `wait` for rights from peers.
@@ -45,6 +65,20 @@ impl Handle {
     /// line.
     pub fn acquire(&self, claim: Claim) -> Acquire<'_> {
         Acquire::new(self, claim)
+    }
+
+    /// Keeps requests away from the upstream until this instant, here and on every peer:
+    /// it said so itself. At most [`MAX_PAUSE`](super::MAX_PAUSE); a longer pause that it
+    /// asked for before stays. Reserving goes on: whoever routes looks at
+    /// [`Handle::paused_until`].
+    pub fn pause(&self, until: Timestamp) {
+        self.deployment.pause.ask(until, self.deployment.inner.clock.now());
+    }
+
+    /// Returns until when the upstream wants no requests, by its answers here or to a peer;
+    /// `None` if it wants them. One atomic word is read.
+    pub fn paused_until(&self) -> Option<Timestamp> {
+        self.deployment.pause.until(self.deployment.inner.clock.now())
     }
 
     /// Returns where each quota stands in the running window, in key order.
@@ -132,8 +166,8 @@ impl Handle {
     }
 
     #[cold]
-    fn admit_now(&self, claim: Claim) -> Result<Permit<'_>, Denied> {
-        match self.admit(claim, Duration::ZERO, None).1 {
+    fn admit_now(&self, claim: Claim, tentative: bool) -> Result<Permit<'_>, Denied> {
+        match self.admit(claim, Duration::ZERO, tentative, None).1 {
             Admission::Admitted(at) => Ok(self.permit(claim, at)),
             Admission::Denied(denied) => Err(denied),
             Admission::Parked(_) => unreachable!("a request that must not wait is never parked"),
@@ -141,10 +175,16 @@ impl Handle {
     }
 
     /// Decides under the lock. A parked request leaves `waker` behind.
-    pub(super) fn admit(&self, claim: Claim, wait: Duration, waker: Option<&Waker>) -> (Timestamp, Admission) {
+    pub(super) fn admit(
+        &self,
+        claim: Claim,
+        wait: Duration,
+        tentative: bool,
+        waker: Option<&Waker>,
+    ) -> (Timestamp, Admission) {
         let now = self.deployment.inner.clock.now();
-        let policy = &self.deployment.policy;
-        let ask = Ask { claim, edge_ms: self.deployment.edge_ms, wait, observe: policy.mode == Mode::Observe };
+        let observe = self.deployment.policy.mode == Mode::Observe;
+        let ask = Ask { claim, edge_ms: self.deployment.edge_ms, wait, observe, tentative };
         let mut core = self.deployment.inner.lock();
         let admission = core.ledger.admit(self.deployment.limit, ask, now);
         if let (Admission::Parked(ticket), Some(waker)) = (&admission, waker) {

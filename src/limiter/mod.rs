@@ -8,6 +8,7 @@
 mod acquire;
 mod builder;
 mod handle;
+mod pause;
 mod permit;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,9 +21,11 @@ use std::time::Duration;
 pub use self::acquire::Acquire;
 pub use self::builder::{BuildError, Builder, Policy};
 pub use self::handle::Handle;
+pub use self::pause::MAX_PAUSE;
+use self::pause::Pause;
 pub use self::permit::Permit;
 use crate::ledger::{
-    Admission, Counter, ForgetError, Ledger, ReplicaId, RosterSettings, Slot, Status, Ticket, Timestamp,
+    Admission, Counter, ForgetError, Ledger, LimitId, ReplicaId, RosterSettings, Slot, Status, Ticket, Timestamp,
 };
 
 /// Tells the time: milliseconds since the Unix epoch.
@@ -97,6 +100,8 @@ struct Deployment {
     counters: Vec<Counter>,
     edge_ms: u64,
     policy: Policy,
+    /// Shared by the deployments of one limit: the upstream counts them together.
+    pause: Arc<Pause>,
 }
 
 impl Limiter {
@@ -173,6 +178,24 @@ impl Limiter {
     /// Ends waiting: nobody drives the ledger any more.
     pub fn detach(&self) {
         self.with_ledger(|ledger, now| ledger.detach(now));
+    }
+
+    /// Returns the pauses that upstreams asked of this replica and that are not over, by
+    /// limit: what peers are told.
+    pub fn own_pauses(&self) -> Vec<(LimitId, Timestamp)> {
+        let now = self.now();
+        let own = self.handles.values().map(|handle| &handle.deployment.pause);
+        let own = own.filter_map(|pause| Some((pause.limit(), pause.asked_here(now)?)));
+        own.collect::<BTreeMap<_, _>>().into_iter().collect()
+    }
+
+    /// Takes a peer's word that the upstream of a limit wants no requests until an instant.
+    /// A limit that is not configured here, and an instant further away than a pause can be,
+    /// are ignored.
+    pub fn hear_pause(&self, limit: LimitId, until: Timestamp) {
+        let now = self.now();
+        let pauses = self.handles.values().map(|handle| &handle.deployment.pause);
+        pauses.filter(|pause| pause.limit() == limit).for_each(|pause| pause.hear(until, now));
     }
 
     /// Is ready when the ledger has something to send at once, or a new deadline.
