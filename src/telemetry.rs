@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quotum::{Mode, Status};
+use quotum::Status;
 use tracing_subscriber::EnvFilter;
 
 /// One decision in so many is timed.
@@ -99,12 +99,7 @@ impl Telemetry {
     }
 
     /// Returns every metric as Prometheus text.
-    pub(crate) fn render(
-        &self,
-        status: &Status,
-        mode: impl Fn(&str) -> Mode,
-        rejected: &BTreeMap<&'static str, u64>,
-    ) -> String {
+    pub(crate) fn render(&self, status: &Status, rejected: &BTreeMap<&'static str, u64>) -> String {
         let mut registry = Registry::with_prefix("quotum");
         registry.register("wait_seconds", "Time requests were parked before they were decided", self.waits.clone());
         registry.register(
@@ -117,7 +112,7 @@ impl Telemetry {
             "Answers without usage that can be believed: none given, a lie, or unreadable",
             self.unreported.clone(),
         );
-        limits(&mut registry, status, mode);
+        limits(&mut registry, status);
         peers(&mut registry, status);
         let frames = counters(&mut registry, "frames_rejected", "Datagrams that were dropped unread");
         for (reason, count) in rejected {
@@ -153,21 +148,26 @@ fn gauge_value(units: u64) -> i64 {
     i64::try_from(units).unwrap_or(i64::MAX)
 }
 
-fn limits(registry: &mut Registry, status: &Status, mode: impl Fn(&str) -> Mode) {
+fn limits(registry: &mut Registry, status: &Status) {
     let limit = gauges(registry, "limit", "Units of a window");
     let used = gauges(registry, "used", "Units reserved and not refunded in the window, all replicas, as known here");
     let margin = gauges(registry, "margin", "Units of the window that cannot be spent here now");
     let spendable = gauges(registry, "spendable", "Units this replica may spend without asking anybody");
     let unreachable = gauges(registry, "rights_unreachable", "Units held where nobody answers");
-    let overshoot = gauges(registry, "overshoot_bound", "Units a window can be reserved over its limit, at most");
+    let bound = gauges(registry, "overshoot_bound", "Units a window can be reserved over its limit, at most");
+    let help = "Units a window is expected to be reserved over its limit, by what is known here; no promise";
+    let expected = gauges(registry, "overshoot_expected", help);
     let admitted = counters(registry, "admitted", "Units reserved here");
     let refunded = counters(registry, "refunded", "Units given back here");
-    let uncovered = counters(registry, "uncovered", "Units used beyond all rights left in their window");
+    let help = "Units spent here beyond the rights of their window, as far as the mode allows it";
+    let overshoot = counters(registry, "overshoot", help);
+    let help = "Units used beyond all rights left in their window, and beyond what the mode allows";
+    let uncovered = counters(registry, "uncovered", help);
     let refused = counters(registry, "refused", "Requests refused here");
     let mismatch = gauges(registry, "config_mismatch", "1 for a peer that has another limit for the deployment");
     for status in &status.limits {
         let name = status.name.as_str();
-        for (standing, counts) in &status.quotas {
+        for (standing, counts, over) in &status.quotas {
             let window = format!("{:?}", standing.quota.window());
             let unit = standing.quota.unit().name();
             let set = labels(&[("deployment", name), ("unit", unit), ("window", &window)]);
@@ -177,10 +177,12 @@ fn limits(registry: &mut Registry, status: &Status, mode: impl Fn(&str) -> Mode)
             unreachable.get_or_create(&set).set(gauge_value(standing.margin_unreachable));
             admitted.get_or_create(&set).inc_by(counts.admitted);
             refunded.get_or_create(&set).inc_by(counts.refunded);
+            overshoot.get_or_create(&set).inc_by(counts.overshoot);
             uncovered.get_or_create(&set).inc_by(counts.uncovered);
             // Observing promises nothing, so it has no bound to show.
-            if mode(name) == Mode::Strict {
-                overshoot.get_or_create(&set).set(0);
+            if let Some(over) = over {
+                bound.get_or_create(&set).set(gauge_value(over.bound));
+                expected.get_or_create(&set).set(gauge_value(over.expected));
             }
             for (reachable, units) in [("true", standing.margin_reachable), ("false", standing.margin_unreachable)] {
                 let mut set = set.clone();

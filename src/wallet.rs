@@ -95,10 +95,22 @@ impl Wallet {
     /// # Errors
     /// Says why not; nothing changed.
     pub(crate) fn take_past_parked(&self, window: u64, amount: u64) -> Result<(), Miss> {
+        self.take_above(window, amount, 0)
+    }
+
+    /// Takes `amount` if the balance covers it and `floor` stays, parked requests or not.
+    ///
+    /// # Errors
+    /// Says why not; nothing changed.
+    pub(crate) fn take_above(&self, window: u64, amount: u64, floor: u64) -> Result<(), Miss> {
         let mut word = self.0.load(Ordering::SeqCst);
         loop {
             if (word ^ window) & GENERATION != 0 {
                 return Err(Miss::Closed);
+            }
+            // Both are within 43 bits.
+            if balance(word) - bounded(floor) < bounded(amount) {
+                return Err(Miss::Short);
             }
             match self.try_take(word, amount) {
                 Ok(()) => return Ok(()),
@@ -215,6 +227,15 @@ mod tests {
         assert_eq!(wallet.put(3, 1), Some(After { balance: 7, parked: true }));
         wallet.set_parked(3, false);
         assert_eq!(wallet.take(3, 7), Ok(()));
+    }
+
+    #[test]
+    fn what_is_taken_above_a_floor_leaves_the_floor() {
+        let wallet = Wallet::open(1, 10);
+        assert_eq!(wallet.take_above(1, 4, 7), Err(Miss::Short));
+        assert_eq!(wallet.take_above(1, 3, 7), Ok(()));
+        assert_eq!(wallet.take_above(2, 0, 0), Err(Miss::Closed));
+        assert_eq!(wallet.peek(1), Some(7));
     }
 
     #[test]

@@ -11,10 +11,10 @@ use fleet::{Fleet, Letter, address};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use quotum::ledger::{
-    Contact, Directory, FirstWindow, Key, LimitId, Message, OnSilence, ReplicaId, RosterSettings, Row, Timestamp,
-    WindowId,
+    Contact, Directory, FirstWindow, Key, LimitId, Message, OnSilence, ReplicaId, RequestKind, RosterSettings, Row,
+    Timestamp, WindowId,
 };
-use quotum::{Claim, Limiter, Policy, Quota};
+use quotum::{Claim, Limiter, Mode, Policy, Portion, Quota};
 
 const MINUTE: u64 = 60_000;
 const START: u64 = 1_000 * MINUTE;
@@ -66,6 +66,8 @@ fn step() -> impl Strategy<Value = Step> {
 /// A fleet under the conditions of the promise, whatever the schedule does.
 struct Storm {
     fleet: Fleet,
+    /// The most that may be reserved in a window.
+    most: u64,
     slots: usize,
     /// Outstanding reservations: pod, window start, permit.
     held: Vec<(usize, u64, quotum::Permit<'static>)>,
@@ -74,8 +76,10 @@ struct Storm {
 }
 
 impl Storm {
-    fn new() -> Self {
+    fn new(mode: Mode) -> Self {
         let mut fleet = Fleet::new(Quota::tokens(LIMIT).per_minute(), START + 1_000);
+        fleet.policy.mode = mode;
+        let most = LIMIT + mode.overshoot_bound(LIMIT).expect("a mode with a promise");
         for pod in 0..3 {
             let pod = fleet.start(pod, Directory::Name, Self::settings());
             let known: Vec<SocketAddr> = (0..=pod).map(address).collect();
@@ -85,7 +89,7 @@ impl Storm {
         fleet.run(3);
         fleet.pass(57_000);
         fleet.run(5);
-        Self { fleet, slots: 3, held: Vec::new(), used: BTreeMap::new() }
+        Self { fleet, most, slots: 3, held: Vec::new(), used: BTreeMap::new() }
     }
 
     fn settings() -> RosterSettings {
@@ -128,7 +132,7 @@ impl Storm {
             }
             Step::Heartbeat => self.fleet.heartbeat(),
             Step::Calm => self.fleet.run(1),
-            Step::Take(pod, amount) => self.take(*pod, *amount),
+            Step::Take(pod, amount) => _ = self.take(*pod, *amount),
             Step::Settle(index, actual) => {
                 if !self.held.is_empty() {
                     let (_, window, permit) = self.held.swap_remove(index.index(self.held.len()));
@@ -191,12 +195,19 @@ impl Storm {
         }
     }
 
-    fn take(&mut self, pod: usize, amount: u64) {
-        let Some(pod) = self.pod(pod) else { return };
+    fn take(&mut self, pod: usize, amount: u64) -> bool {
+        let Some(pod) = self.pod(pod) else { return false };
         let handle = self.fleet.pods[pod].handle.clone();
-        if let Ok(mut permit) = handle.try_acquire(Claim::tokens(amount)) {
-            permit.start();
-            self.hold(pod, permit.into_owned());
+        let Ok(mut permit) = handle.try_acquire(Claim::tokens(amount)) else { return false };
+        permit.start();
+        self.hold(pod, permit.into_owned());
+        true
+    }
+
+    /// Everybody takes what it can get without asking.
+    fn drain(&mut self) {
+        for pod in 0..6 {
+            while self.take(pod, 5) {}
         }
     }
 
@@ -211,7 +222,7 @@ impl Storm {
 
     fn check(&self) -> Result<(), TestCaseError> {
         for (window, used) in &self.used {
-            prop_assert!(*used <= LIMIT as i64, "window {} has {} reserved of {}", window, used, LIMIT);
+            prop_assert!(*used <= self.most as i64, "window {} has {} reserved of {}", window, used, self.most);
         }
         for window in self.used.keys() {
             let rights = self.fleet.rights(*window);
@@ -232,7 +243,7 @@ fn the_sum_of_rights_never_exceeds_the_limit() {
     // A law about fleets that never spend anything would prove nothing.
     let (spent, shared, moved) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let outcome = runner.run(&prop::collection::vec(step(), 50..400), |steps| {
-        let mut storm = Storm::new();
+        let mut storm = Storm::new(Mode::Strict);
         for step in &steps {
             storm.apply(step);
             storm.check()?;
@@ -250,6 +261,36 @@ fn the_sum_of_rights_never_exceeds_the_limit() {
     assert!(spent.get() >= 300, "only {} of 400 storms spent anything", spent.get());
     assert!(shared.get() >= 150, "only {} of 400 storms had two spenders", shared.get());
     assert!(moved.get() >= 150, "only {} of 400 storms moved rights", moved.get());
+}
+
+/// The theorem of `elastic`: the same storms, and at most beta x limit more. The rights are
+/// those of `strict`.
+#[test]
+fn an_elastic_limit_is_exceeded_by_beta_at_most() {
+    let config =
+        ProptestConfig { cases: 400, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    // A law about allowances that nobody ever spends would prove nothing.
+    let (stretched, repaid) = (Cell::new(0), Cell::new(0));
+    let outcome = runner.run(&prop::collection::vec(step(), 50..400), |steps| {
+        let mut storm = Storm::new(Mode::Elastic { beta: Portion::percent(20) });
+        for (place, step) in steps.iter().enumerate() {
+            storm.apply(step);
+            if place % 50 == 49 {
+                storm.drain();
+            }
+            storm.check()?;
+        }
+        stretched.set(stretched.get() + u32::from(storm.used.values().any(|used| *used > LIMIT as i64)));
+        let debt = |letter: &Letter| matches!(&letter.message, Some(Message::Request(request)) if request.kind == RequestKind::Debt);
+        repaid.set(repaid.get() + u32::from(storm.fleet.sent.iter().any(debt)));
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+    assert!(stretched.get() >= 100, "only {} of 400 storms went over the limit at all", stretched.get());
+    assert!(repaid.get() >= 200, "only {} of 400 storms asked for rights to a debt", repaid.get());
 }
 
 proptest! {

@@ -20,6 +20,7 @@ use super::{
 };
 
 mod deployment;
+mod mode;
 
 /// The longest node name: what a roster message has room for.
 const MAX_NAME: usize = 128;

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 
 use super::scalar::{Choice, Secret};
+use super::tree::Tree;
 
 pub(super) type Text = Option<Spanned<String>>;
 
@@ -75,7 +76,7 @@ pub(super) struct Deployment {
     #[serde(default)]
     pub(super) limit_id: Text,
     #[serde(default)]
-    pub(super) mode: Option<Spanned<Choice>>,
+    pub(super) mode: Option<Spanned<Tree>>,
     #[serde(default)]
     pub(super) wait: Text,
     #[serde(default)]

@@ -11,6 +11,7 @@ mod file;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
+mod tree;
 #[expect(dead_code, reason = "days as windows are not configurable yet")]
 pub(crate) mod zone;
 

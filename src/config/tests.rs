@@ -1,5 +1,7 @@
 //! What a config file may say, and what its author is told otherwise.
 
+use quotum::Portion;
+
 use super::*;
 
 fn nothing(_: &str) -> Option<String> {
@@ -153,7 +155,6 @@ fn what_belongs_to_later_versions_is_refused_by_name() {
         (one_deployment("").replace("window: 60s", "window: 60s, kind: sliding"), "limits[0].kind"),
         (one_deployment("").replace("window: 60s", "window: 60s, kind: { bucket: { burst: 5 } }"), "limits[0].kind"),
         (one_deployment("").replace("window: 60s", "window: 1d, kind: day, time_zone: UTC"), "limits[0].kind"),
-        (one_deployment("    mode: { elastic: { beta: 0.05 } }\n"), "mode"),
         (one_deployment("    mode: { sum: { margin: auto } }\n"), "mode"),
         (format!("litellm_config: x.yaml\n{}", one_deployment("")), "litellm_config"),
     ] {
@@ -161,6 +162,61 @@ fn what_belongs_to_later_versions_is_refused_by_name() {
         assert!(told.contains(field) && told.contains("not supported yet by this version"), "{told}");
         assert_eq!(read(&text).unwrap_err().exit_code(), 64);
     }
+}
+
+#[test]
+fn every_mode_is_understood_as_the_contract_writes_it() {
+    let mode = |text: &str| read(&one_deployment(&format!("    mode: {text}\n"))).unwrap().deployments[0].mode;
+    assert_eq!(read(&one_deployment("")).unwrap().deployments[0].mode, Mode::Strict);
+    assert_eq!(mode("strict"), Mode::Strict);
+    assert_eq!(mode("observe"), Mode::Observe);
+    let elastic = Mode::Elastic { beta: Portion::percent(5) };
+    for text in ["{ elastic: { beta: 0.05 } }", "{elastic: {beta: 5e-2}}", "{ elastic: { beta: '0.05' } }"] {
+        assert_eq!(mode(text), elastic, "{text}");
+    }
+    assert_eq!(mode("\n      elastic:\n        beta: 0.05"), elastic);
+}
+
+#[test]
+fn a_mode_that_is_written_wrong_is_refused_with_what_would_be_right() {
+    for (text, place, told) in [
+        ("lax", "q.yaml:7:11: deployments[0].mode: `lax` is not one of: strict", "beta: 0.05"),
+        ("elastic", "q.yaml:7:11: deployments[0].mode: `elastic` needs its beta", "{ elastic: { beta: 0.05 } }"),
+        ("{ lax: {} }", "deployments[0].mode: `lax` is not one of", ""),
+        ("{ strict: {} }", "deployments[0].mode: `strict` has no settings", "write mode: strict"),
+        ("{ elastic: 0.05 }", "q.yaml:7:22: deployments[0].mode.elastic: `0.05` is not its settings", "beta: 0.05"),
+        ("{ elastic: {} }", "deployments[0].mode.elastic.beta: is missing", "beta: 0.05"),
+        ("{ elastic: { betta: 0.05 } }", "q.yaml:7:31: deployments[0].mode.elastic.betta: is not a setting", "beta"),
+        ("{ elastic: { beta: 5 } }", "q.yaml:7:30: deployments[0].mode.elastic.beta: `5` is not", "under 1"),
+        ("{ elastic: { beta: 0 } }", "deployments[0].mode.elastic.beta: `0` is not", "over 0"),
+        ("{ elastic: { beta: -0.1 } }", "deployments[0].mode.elastic.beta: `-0.1` is not", "over 0"),
+        ("{ elastic: { beta: .nan } }", "q.yaml:7:30: beta: non-finite float", ""),
+        ("{ elastic: { beta: 'nan' } }", "deployments[0].mode.elastic.beta: `nan` is not", "over 0"),
+        ("{ elastic: { beta: 5% } }", "deployments[0].mode.elastic.beta: `5%` is not", "0.05"),
+        ("{ elastic: { beta: [0.1] } }", "deployments[0].mode.elastic.beta: this is not", "0.05"),
+        ("{ elastic: { beta: 0.1 }, observe: {} }", "deployments[0].mode: names several modes", "keep one"),
+        ("{}", "deployments[0].mode: names no mode", "strict"),
+        ("[strict]", "q.yaml:7:11: deployments[0].mode: this is not a mode", "strict"),
+        ("5", "deployments[0].mode: `5` is not a mode", "strict"),
+    ] {
+        let problems = problems(&one_deployment(&format!("    mode: {text}\n")));
+        assert!(problems.contains(place) && problems.contains(told), "{text}: {problems}");
+        assert_eq!(problems.lines().filter(|line| !line.contains("is not a setting")).count(), 1, "{problems}");
+    }
+}
+
+#[test]
+fn deployments_that_share_a_limit_share_its_mode() {
+    let one = |id: &str, mode: &str| {
+        format!(
+            "  - {{ id: {id}, model: m, upstream: 'http://h/v1', limit_id: s, mode: {mode}, limits: [{{ unit: tokens, amount: 5, window: 1s }}] }}\n"
+        )
+    };
+    let elastic = "{ elastic: { beta: 0.1 } }";
+    assert!(read(&format!("deployments:\n{}{}", one("a", elastic), one("b", elastic))).is_ok());
+    let told = problems(&format!("deployments:\n{}{}", one("a", elastic), one("b", "strict")));
+    assert!(told.contains("deployments[1].mode: shares the limit `s` with deployment `a`"), "{told}");
+    assert!(told.contains("elastic with beta 0.1"), "{told}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use crdts::{CmRDT, Dot, VClock};
 
 use super::message::Row;
+use super::mode::Mode;
 use super::roster::Place;
 use super::window::Window;
 use crate::wallet::{After, Miss, Wallet};
@@ -88,6 +89,10 @@ impl WalletRing {
         self.purse(number).spendable.peek(number).unwrap_or(0)
     }
 
+    fn take_above(&self, number: u64, amount: u64, floor: u64) -> Result<(), Miss> {
+        self.purse(number).spendable.take_above(number, amount, floor)
+    }
+
     pub(crate) fn set_parked(&self, number: u64, parked: bool) {
         self.purse(number).spendable.set_parked(number, parked);
     }
@@ -141,7 +146,8 @@ pub(crate) struct PeerRow {
 pub(crate) struct Usage {
     pub(crate) reserved: u64,
     pub(crate) refunded: u64,
-    pub(crate) balance: i64,
+    /// Rights that are still spendable; negative is debt.
+    pub(crate) owned: i64,
 }
 
 impl Usage {
@@ -159,6 +165,8 @@ pub(crate) struct Account {
     pub(crate) place: Option<Place>,
     /// Share + received - given.
     rights: u64,
+    /// What the mode has put into the wallet beside the rights.
+    allowance: u64,
     given: VClock<u16>,
     received: VClock<u16>,
     /// Reserved and refunded of every other replica: a PN-counter's two halves, kept
@@ -190,6 +198,7 @@ impl Account {
             window,
             place: None,
             rights: 0,
+            allowance: 0,
             given: VClock::new(),
             received: VClock::new(),
             reserved: VClock::new(),
@@ -213,17 +222,25 @@ impl Account {
         usage
     }
 
-    /// Credits this replica's share. Once.
-    pub(crate) fn freeze(&mut self, place: Place, amount: u64, ring: &WalletRing) {
+    /// Credits this replica's share, and what the mode allows beyond it. Once.
+    pub(crate) fn freeze(&mut self, place: Place, amount: u64, mode: Mode, ring: &WalletRing) {
         assert!(self.place.is_none(), "a window is frozen once");
         self.place = Some(place);
         let share = place.share(amount);
+        let allowance = mode.allowance(share);
         self.rights += share;
-        ring.credit(self.window.number(), share);
+        self.allowance += allowance;
+        ring.credit(self.window.number(), share + allowance);
     }
 
     pub(crate) const fn rights(&self) -> u64 {
         self.rights
+    }
+
+    /// Returns the rights that are still spendable, which is all that can be given away:
+    /// the wallet's balance without the allowance. Negative is debt.
+    pub(crate) fn owned(&self, ring: &WalletRing) -> i64 {
+        ring.balance(self.window.number()) - self.allowance as i64
     }
 
     /// Returns this replica's counters as they stand.
@@ -232,12 +249,12 @@ impl Account {
         // In this order, see `WalletRing::refund`; and never below what was published,
         // because the counters are grow-only to everybody else.
         let refunded = ring.refunded(number);
-        let balance = ring.balance(number);
-        let reserved = (i128::from(self.rights) - i128::from(balance) + i128::from(refunded)).max(0);
+        let owned = self.owned(ring);
+        let reserved = (i128::from(self.rights) - i128::from(owned) + i128::from(refunded)).max(0);
         Usage {
             reserved: (reserved as u64).max(self.published.reserved),
             refunded: refunded.max(self.published.refunded),
-            balance,
+            owned,
         }
     }
 
@@ -262,7 +279,7 @@ impl Account {
     /// Debits `amount` and gives it to `to`. The debit comes first, so a crash in between
     /// loses rights and never doubles them. Returns what was given: `amount` or nothing.
     pub(crate) fn give(&mut self, to: Actor, amount: u64, ring: &WalletRing) -> u64 {
-        if amount == 0 || ring.take_past_parked(self.window.number(), amount).is_err() {
+        if amount == 0 || ring.take_above(self.window.number(), amount, self.allowance).is_err() {
             return 0;
         }
         self.rights -= amount;
@@ -275,9 +292,24 @@ impl Account {
     /// Gives up everything spendable: nobody gets it until the window ends.
     pub(crate) fn forfeit(&mut self, ring: &WalletRing) {
         let balance = ring.balance(self.window.number());
+        let owned = self.owned(ring).max(0);
         if balance > 0 && ring.take_past_parked(self.window.number(), balance as u64).is_ok() {
-            self.rights -= balance as u64;
+            self.rights -= owned as u64;
+            self.allowance -= (balance - owned) as u64;
         }
+    }
+
+    /// Returns what replicas owe in this window, as they last said.
+    pub(crate) fn debts(&self, ring: &WalletRing) -> u64 {
+        let all = self.peers.values().map(|peer| peer.spendable).chain([self.owned(ring)]);
+        all.fold(0, |sum: u64, owned| sum.saturating_add(owned.min(0).unsigned_abs()))
+    }
+
+    /// Returns what was spent beyond the rights: within the allowance, and beyond it.
+    pub(crate) fn overspent(&self, ring: &WalletRing) -> (u64, u64) {
+        let debt = self.owned(ring).min(0).unsigned_abs();
+        let allowed = debt.min(self.allowance);
+        (allowed, debt - allowed)
     }
 
     /// Returns what was ever given to each replica.
@@ -340,4 +372,26 @@ fn grow(half: &mut VClock<u16>, actor: Actor, total: u64, sum: &mut i64, sign: i
     // above any quota.
     *sum = sum.saturating_add(sign * ((total - known).min(i64::MAX as u64) as i64));
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mode::Portion;
+    use super::super::window::{Timestamp, WindowLength};
+    use super::*;
+
+    /// A hit may come between the look at what is owned and the debit.
+    #[test]
+    fn a_gift_that_an_allowance_would_pay_for_is_not_made() {
+        let ring = WalletRing::new();
+        let window = WindowLength::MINUTE.window_at(Timestamp::from_unix_ms(60_000));
+        let mut account = Account::open(window, &ring);
+        let mode = Mode::Elastic { beta: Portion::percent(10) };
+        account.freeze(Place { replicas: 2, rank: None }, 1_000, mode, &ring);
+        assert_eq!((account.owned(&ring), ring.balance(window.number())), (500, 550));
+        assert_eq!(account.give(Actor(1), 501, &ring), 0);
+        assert_eq!(account.give(Actor(1), 500, &ring), 500);
+        assert_eq!(account.give(Actor(1), 1, &ring), 0);
+        assert_eq!((account.owned(&ring), ring.balance(window.number()), account.rights()), (0, 50, 0));
+    }
 }

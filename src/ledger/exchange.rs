@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::account::Actor;
 use super::message::{Message, ReplicaId, RequestKind, RightsRequest, Target, Transmit};
+use super::mode::Mode;
 use super::window::{Timestamp, Window};
 use super::{Ledger, window_of};
 
@@ -52,17 +53,32 @@ impl Ledger {
         self.limits[limit].ask_again = now.plus(rtt.max(Duration::from_millis(2)));
     }
 
-    /// Asks for what settlements charged beyond this replica's rights.
+    /// Finds windows in which an allowance was dipped into: no settlement tells of that.
+    pub(super) fn notice_debts(&mut self) {
+        for key in self.active.clone() {
+            if matches!(self.keys[key].mode, Mode::Elastic { .. }) {
+                self.notice_debts_of(key);
+            }
+        }
+    }
+
+    pub(super) fn notice_debts_of(&mut self, key: usize) {
+        let state = &self.keys[key];
+        let indebted = state.open.iter().filter(|(_, account)| account.owned(&state.ring) < 0);
+        self.indebted.extend(indebted.map(|(number, _)| (key, *number)));
+    }
+
+    /// Asks for what was charged beyond this replica's rights.
     pub(super) fn ask_for_debts(&mut self, now: Timestamp) {
         for (key, number) in self.indebted.clone() {
             let state = &self.keys[key];
-            let balance = state.ring.balance(number);
+            let owned = state.owned(number);
             let window = state.open.get(&number).map(|account| account.window);
-            let Some(window) = window.filter(|_| balance < 0) else {
+            let Some(window) = window.filter(|_| owned < 0) else {
                 self.indebted.remove(&(key, number));
                 continue;
             };
-            let need = balance.unsigned_abs();
+            let need = owned.unsigned_abs();
             self.ask(key, window, Wanted { need, want: need, kind: RequestKind::Debt, waiting_ms: 0 }, now);
         }
     }
@@ -76,9 +92,9 @@ impl Ledger {
         for key in self.active.clone() {
             let state = &self.keys[key];
             let window = window_of(state, now);
-            let balance = state.ring.balance(window.number());
+            let owned = state.owned(window.number());
             let low = (state.demand * PREFETCH_HORIZON_S).max(3 * state.typical).min(state.key.quota.amount());
-            if state.demand == 0 || balance >= low as i64 || !state.open.contains_key(&window.number()) {
+            if state.demand == 0 || owned >= low as i64 || !state.open.contains_key(&window.number()) {
                 continue;
             }
             if self.is_scarce(key, window, now) {
@@ -95,7 +111,7 @@ impl Ledger {
                     best = Some((spare, actor, id));
                 }
             }
-            let wish = (2 * low).saturating_sub(balance.max(0) as u64);
+            let wish = (2 * low).saturating_sub(owned.max(0) as u64);
             let Some((spare, actor, id)) = best else { continue };
             let want = wish.min(spare / 2);
             if want > wish / 4 && want > 0 {
@@ -149,8 +165,8 @@ impl Ledger {
         for key in self.active.clone() {
             let windows: Vec<Window> = self.keys[key].open.values().map(|account| account.window).collect();
             for window in windows.into_iter().filter(|window| window.end() > now) {
-                let balance = self.keys[key].ring.balance(window.number());
-                if balance <= 0 {
+                let owned = self.keys[key].owned(window.number());
+                if owned <= 0 {
                     continue;
                 }
                 let mut heirs: Vec<(u64, ReplicaId)> = Vec::new();
@@ -167,10 +183,10 @@ impl Ledger {
                 heirs.sort_unstable_by_key(|(demand, id)| (std::cmp::Reverse(*demand), *id));
                 heirs.truncate(HEIRS);
                 let weights: u64 = heirs.iter().map(|(demand, _)| demand + 1).sum();
-                let mut left = balance as u64;
+                let mut left = owned as u64;
                 for (place, (demand, id)) in heirs.iter().enumerate() {
                     let last = place + 1 == heirs.len();
-                    let part = (u128::from(balance as u64) * u128::from(demand + 1) / u128::from(weights)) as u64;
+                    let part = (u128::from(owned as u64) * u128::from(demand + 1) / u128::from(weights)) as u64;
                     let part = if last { left } else { part.min(left) };
                     let actor = self.actor(*id).expect("interned above");
                     let state = &mut self.keys[key];
@@ -192,7 +208,7 @@ impl Ledger {
         }
         let handed_over = self.active.iter().map(|key| &self.keys[*key]).all(|state| {
             state.open.iter().all(|(number, account)| {
-                account.repeat == 0 && (account.window.end() <= now || state.ring.balance(*number) <= 0)
+                account.repeat == 0 && (account.window.end() <= now || state.owned(*number) <= 0)
             })
         });
         handed_over && self.roster.everybody_knows(|id| self.is_reachable(id, now))
@@ -223,7 +239,7 @@ impl Ledger {
     /// Fewer rights than four requests for each replica that could use them.
     fn is_scarce(&self, key: usize, window: Window, now: Timestamp) -> bool {
         let state = &self.keys[key];
-        let own = state.ring.balance(window.number()).max(0) as u64;
+        let own = state.owned(window.number()).max(0) as u64;
         let reachable = self.roster.peers().filter(|(id, _)| self.is_reachable(*id, now)).count() as u64 + 1;
         let rows = state.open.get(&window.number()).into_iter().flat_map(|account| account.peers.values());
         let (sum, count) = rows
@@ -325,14 +341,14 @@ impl Ledger {
         now: Timestamp,
     ) -> u64 {
         let state = &self.keys[key];
-        let balance = state.ring.balance(window.number());
-        if balance <= 0 {
+        let owned = state.owned(window.number());
+        if owned <= 0 {
             return 0;
         }
-        let balance = balance as u64;
+        let owned = owned as u64;
         if request.kind == RequestKind::Debt {
             // It has been used already, upstream: no reservation of ours comes before it.
-            return request.need.min(balance);
+            return request.need.min(owned);
         }
         if let Some(own) = self.waiting_ms(state.limit, now) {
             let older = (request.waiting_ms, std::cmp::Reverse(from)) > (own, std::cmp::Reverse(self.roster.me()));
@@ -341,15 +357,15 @@ impl Ledger {
             }
         }
         if request.kind == RequestKind::Prefetch {
-            return request.want.min(balance / 2);
+            return request.want.min(owned / 2);
         }
         if self.is_scarce(key, window, now) {
-            return request.need.min(balance);
+            return request.need.min(owned);
         }
         let theirs = state.open[&window.number()].peers.get(&actor).map_or(0, |row| row.demand);
         let both = u128::from(theirs) + u128::from(state.demand);
-        let by_demand = (u128::from(balance) * u128::from(theirs)).checked_div(both).unwrap_or(0) as u64;
-        let fair = by_demand.max(balance / 2);
-        balance.min(request.need.max(fair.min(request.want)))
+        let by_demand = (u128::from(owned) * u128::from(theirs)).checked_div(both).unwrap_or(0) as u64;
+        let fair = by_demand.max(owned / 2);
+        owned.min(request.need.max(fair.min(request.want)))
     }
 }

@@ -107,7 +107,7 @@ pub struct Row {
     /// Rights ever given to each replica; only grows. A row may carry a part of the
     /// list: merging by maximum makes parts harmless.
     pub given: Vec<(ReplicaId, u64)>,
-    /// Hint: what is spendable now; negative is debt.
+    /// Hint: the rights that are spendable now; negative is debt.
     pub spendable: i64,
     /// Hint: units offered per second, admitted or not.
     pub demand: u64,

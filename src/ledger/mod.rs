@@ -25,9 +25,11 @@
 mod account;
 mod exchange;
 mod message;
+mod mode;
 mod parking;
 mod publish;
 mod quota;
+mod random;
 mod roll;
 mod roster;
 mod status;
@@ -43,14 +45,15 @@ use std::time::Duration;
 pub use self::message::{
     Contact, Member, Message, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot, Target, Transmit,
 };
+pub use self::mode::{Mode, Portion, PortionError};
 pub use self::quota::{
-    Claim, Denied, Key, LimitId, Mode, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit, WindowKind,
+    Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit, WindowKind,
 };
 pub use self::roster::{
     Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
     RosterSettings,
 };
-pub use self::status::{Counters, LimitStatus, Mismatch, PeerStatus, Status};
+pub use self::status::{Counters, LimitStatus, Mismatch, Overshoot, PeerStatus, Status};
 pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
 pub use self::zone::{Day, Zone, ZoneError};
 
@@ -58,6 +61,7 @@ pub(crate) use self::account::WalletRing;
 use self::account::{Account, Actor};
 use self::parking::Parked;
 pub(crate) use self::parking::{Admission, Ask, Ticket};
+use self::random::SplitMix64;
 
 /// How long a peer may be silent before it is no longer asked for rights. Peers send
 /// something at least every second tick, so this is three of those. It decides who is
@@ -92,7 +96,7 @@ pub struct Ledger {
     peers: BTreeMap<ReplicaId, Peer>,
     /// Limits with parked requests.
     waiting: BTreeSet<usize>,
-    /// Open windows with a negative wallet.
+    /// Open windows in which more was spent than this replica's rights.
     indebted: BTreeSet<(usize, u64)>,
     /// Rises with every changed row: what the relay has sent and has not.
     changes: u64,
@@ -110,6 +114,7 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Limit {
     name: Arc<str>,
+    mode: Mode,
     /// In key order: the order in which several claims are taken.
     keys: Vec<usize>,
     queue: VecDeque<Parked>,
@@ -124,6 +129,7 @@ struct Limit {
 struct KeyState {
     key: Key,
     limit: usize,
+    mode: Mode,
     ring: Arc<WalletRing>,
     open: BTreeMap<u64, Account>,
     /// Units offered per second, admitted or not, smoothed over one second.
@@ -329,6 +335,7 @@ impl Ledger {
         self.roll(now);
         self.measure(now);
         self.publish_rows();
+        self.notice_debts();
         self.ask_for_debts(now);
         self.prefetch(now);
         if self.roster.is_leaving() {
@@ -386,7 +393,7 @@ impl Ledger {
 
     /// Adds a limit with these quotas and returns its number and hot-path counters, in
     /// key order. A limit of the same name is the same limit.
-    pub(crate) fn add_limit(&mut self, name: &str, quotas: &[Quota]) -> (usize, Vec<Counter>) {
+    pub(crate) fn add_limit(&mut self, name: &str, quotas: &[Quota], mode: Mode) -> (usize, Vec<Counter>) {
         let id = LimitId::of(name);
         if let Some(&limit) = self.by_limit.get(&id) {
             return (limit, self.counters_of(limit));
@@ -401,6 +408,7 @@ impl Ledger {
             self.keys.push(KeyState {
                 key,
                 limit,
+                mode,
                 ring: Arc::new(WalletRing::new()),
                 open: BTreeMap::new(),
                 demand: 0,
@@ -414,6 +422,7 @@ impl Ledger {
         self.by_limit.insert(id, limit);
         self.limits.push(Limit {
             name: name.into(),
+            mode,
             keys: numbers,
             queue: VecDeque::new(),
             ask_again: Timestamp::NEVER,
@@ -575,23 +584,14 @@ impl Ledger {
     }
 }
 
-fn window_of(state: &KeyState, now: Timestamp) -> Window {
-    state.key.quota.window().window_at(now)
+impl KeyState {
+    /// Returns the rights still spendable in the window with this number: what can be given
+    /// away. Negative is debt.
+    fn owned(&self, number: u64) -> i64 {
+        self.open.get(&number).map_or(0, |account| account.owned(&self.ring))
+    }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the ledger's randomness, from its one seed. It
-/// picks peers and spreads callers; nothing secret depends on it.
-#[derive(Debug)]
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        quota::mix(self.0)
-    }
-
-    /// Returns a number below `bound`, or 0 if that is 0.
-    fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
-    }
+fn window_of(state: &KeyState, now: Timestamp) -> Window {
+    state.key.quota.window().window_at(now)
 }

@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::mode::Mode;
 use super::quota::{Claim, Denied, Obstacle, Standing};
 use super::window::{Timestamp, Window};
 use super::{Ledger, window_of};
@@ -36,8 +37,6 @@ pub(crate) struct Ask {
     pub(crate) edge_ms: u64,
     /// How long it may wait; zero means not at all.
     pub(crate) wait: Duration,
-    /// Counts a refusal, then admits all the same.
-    pub(crate) observe: bool,
     /// Another limit is asked next: a refusal is demand, and not yet a refused request.
     pub(crate) tentative: bool,
 }
@@ -61,7 +60,7 @@ impl Ledger {
         self.note_size(limit, &ask.claim);
         let admission = self.decide(limit, ask, now);
         match admission {
-            Admission::Denied(denied) if ask.observe => {
+            Admission::Denied(denied) if self.limits[limit].mode == Mode::Observe => {
                 self.limits[limit].observed += 1;
                 drop(denied);
                 self.charge_all(limit, &ask, now);
@@ -87,10 +86,7 @@ impl Ledger {
     pub(crate) fn settled(&mut self, limit: usize, now: Timestamp) {
         let now = self.advance(now);
         for key in self.limits[limit].keys.clone() {
-            let state = &self.keys[key];
-            let indebted = state.open.keys().filter(|number| state.ring.balance(**number) < 0);
-            let indebted: Vec<u64> = indebted.copied().collect();
-            self.indebted.extend(indebted.into_iter().map(|number| (key, number)));
+            self.notice_debts_of(key);
         }
         self.serve(limit, now);
         self.ask_for_debts(now);
@@ -189,20 +185,22 @@ impl Ledger {
         let quota = state.key.quota;
         let window = window_of(state, now);
         let limit = quota.amount();
-        let (used, balance, reachable) = match state.open.get(&window.number()) {
+        let (used, balance, owned, reachable) = match state.open.get(&window.number()) {
             Some(account) => (
                 account.used(&state.ring),
                 state.ring.balance(window.number()),
+                account.owned(&state.ring),
                 self.reachable_rights(key, window, now),
             ),
             // Nobody has touched this window here: what the first touch would open.
             None => {
                 let share = self.roster.place(&state.key, window, now).map_or(0, |place| place.share(limit));
-                (0, share as i64, if self.attached { limit - share } else { 0 })
+                let balance = share + state.mode.allowance(share);
+                (0, balance as i64, share as i64, if self.attached { limit - share } else { 0 })
             }
         };
         let spendable = balance.max(0) as u64;
-        let margin = limit.saturating_sub(used).saturating_sub(spendable);
+        let margin = limit.saturating_sub(used).saturating_sub(owned.max(0) as u64);
         let margin_reachable = reachable.min(margin);
         Standing {
             quota,
@@ -211,7 +209,7 @@ impl Ledger {
             margin_reachable,
             margin_unreachable: margin - margin_reachable,
             spendable,
-            debt: balance.min(0).unsigned_abs(),
+            debt: owned.min(0).unsigned_abs(),
             resets_in: window.end().since(now),
         }
     }
@@ -268,7 +266,7 @@ impl Ledger {
         let key = self.short_of(limit, &parked.request, now).unwrap_or(self.limits[limit].keys[0]);
         let amount = parked.request.claim.amount(self.keys[key].key.quota.unit());
         let denied = self.refusal(key, amount, now);
-        let admission = if parked.request.observe {
+        let admission = if self.limits[limit].mode == Mode::Observe {
             self.limits[limit].observed += 1;
             self.charge_all(limit, &parked.request, now);
             Admission::Admitted(now)

@@ -330,7 +330,7 @@ fn own_row(me: ReplicaId, state: &KeyState, account: &Account, given: Vec<(Repli
         reserved: account.published.reserved,
         refunded: account.published.refunded,
         given,
-        spendable: account.published.balance,
+        spendable: account.published.owned,
         demand: state.demand,
         typical: state.typical,
     }

@@ -285,23 +285,13 @@ impl Claim {
     }
 }
 
-/// Whether a limit refuses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Mode {
-    /// Never a token reserved beyond the limit.
-    #[default]
-    Strict,
-    /// Decides and counts, never refuses: for trying a limit out.
-    Observe,
-}
-
 /// Where one quota stands in one window, as this replica knows it.
 ///
 /// `limit = used + margin_reachable + margin_unreachable + spendable`, unless debt or
 /// news under way make the known use larger than the limit's rest; the margin is what
 /// cannot be spent *here now*: what peers hold, what is under way, what is out of reach
-/// until the window ends.
+/// until the window ends. In [`elastic`](super::Mode::Elastic) the unspent allowance is in
+/// `spendable`, on top of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The quota, with its limit.
@@ -317,8 +307,8 @@ pub struct Standing {
     pub margin_unreachable: u64,
     /// What this replica may spend without asking anybody.
     pub spendable: u64,
-    /// What settlements charged here beyond what this replica held, and peers' rights
-    /// have not covered yet.
+    /// What was charged here beyond what this replica held, by settlements or out of an
+    /// allowance, and peers' rights have not covered yet.
     pub debt: u64,
     /// How long until the window ends.
     pub resets_in: Duration,

@@ -62,7 +62,7 @@ impl Ledger {
         for account in state.open.values_mut() {
             let due = account.place.is_none() && now >= account.window.opens() && now < account.window.end();
             if due && let Some(place) = self.roster.freeze(&state.key, account.window, now) {
-                account.freeze(place, state.key.quota.amount(), &state.ring);
+                account.freeze(place, state.key.quota.amount(), state.mode, &state.ring);
             }
         }
     }
@@ -84,12 +84,14 @@ impl Ledger {
             let account = entry.remove();
             let window = account.window;
             let state = &mut self.keys[key];
+            let (allowed, uncovered) = account.overspent(&state.ring);
             let usage = account.close(&state.ring);
             state.closed.admitted += usage.reserved;
             state.closed.refunded += usage.refunded;
+            state.closed.overshoot += allowed;
             self.indebted.remove(&(key, window.number()));
-            if usage.balance < 0 {
-                self.note_uncovered(key, window, usage.balance.unsigned_abs());
+            if uncovered > 0 {
+                self.note_uncovered(key, window, uncovered);
             }
         }
         if self.keys[key].open.is_empty() {

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::message::ReplicaId;
+use super::mode::Mode;
 use super::quota::{Quota, Standing, Unit};
 use super::roster::{Blocked, Directory};
 use super::window::Timestamp;
-use super::{Ignored, Ledger};
+use super::{Ignored, Ledger, window_of};
 
 /// Amounts of one key since this replica started, in units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,10 @@ pub struct Counters {
     pub admitted: u64,
     /// Refunded here.
     pub refunded: u64,
-    /// Used beyond all rights left in its window.
+    /// Spent here out of the mode's allowance and not covered by rights when the window
+    /// closed: over all replicas, at least what a window was over its limit.
+    pub overshoot: u64,
+    /// Used beyond all rights left in its window, and beyond what the mode allows.
     pub uncovered: u64,
 }
 
@@ -75,8 +79,11 @@ pub struct PeerStatus {
 pub struct LimitStatus {
     /// The deployment's id or the `limit_id`.
     pub name: String,
-    /// Each quota's standing in the running window, with its counters.
-    pub quotas: Vec<(Standing, Counters)>,
+    /// What it promises.
+    pub mode: Mode,
+    /// Each quota's standing in the running window, its counters, and how much of a window
+    /// can be over; `None` in [`Mode::Observe`], which promises nothing.
+    pub quotas: Vec<(Standing, Counters, Option<Overshoot>)>,
     /// Requests parked now.
     pub parked: usize,
     /// Refused requests by reason.
@@ -85,6 +92,15 @@ pub struct LimitStatus {
     pub observed: u64,
     /// Peers that enforce another quota for this limit.
     pub mismatches: Vec<Mismatch>,
+}
+
+/// How much of the running window can be over its limit, over all replicas, in units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overshoot {
+    /// What it cannot exceed (docs/guarantees.md has the formula of each mode).
+    pub bound: u64,
+    /// What is to be expected, as far as this replica knows; no promise.
+    pub expected: u64,
 }
 
 /// A peer's other idea of a limit.
@@ -155,6 +171,17 @@ impl Ledger {
             .collect()
     }
 
+    /// Returns how much of the window of `now` can be over, unless nothing is promised.
+    fn overshoot_of(&self, key: usize, now: Timestamp) -> Option<Overshoot> {
+        let state = &self.keys[key];
+        let bound = state.mode.overshoot_bound(state.key.quota.amount())?;
+        let window = window_of(state, now);
+        let account = state.open.get(&window.number());
+        // Debts that nobody has covered yet.
+        let debts = account.map_or(0, |account| account.debts(&state.ring));
+        Some(Overshoot { bound, expected: debts.min(bound) })
+    }
+
     fn limit_status(&self, limit: usize, now: Timestamp) -> LimitStatus {
         let limit = &self.limits[limit];
         let quotas = limit.keys.iter().map(|key| {
@@ -165,10 +192,11 @@ impl Ledger {
                 counters.admitted += usage.reserved;
                 counters.refunded += usage.refunded;
             }
-            (self.standing_of(*key, now), counters)
+            (self.standing_of(*key, now), counters, self.overshoot_of(*key, now))
         });
         LimitStatus {
             name: limit.name.to_string(),
+            mode: limit.mode,
             quotas: quotas.collect(),
             parked: limit.queue.len(),
             refused: limit.refused.clone(),

@@ -15,7 +15,7 @@ use crate::ledger::{Ledger, Mode, Quota, ReplicaId};
 /// How a deployment's limits are applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Whether requests are refused.
+    /// What the limit promises. Deployments that share a limit must have one mode.
     pub mode: Mode,
     /// How long [`Handle::acquire`] waits for rights from peers: two to three round trips
     /// between pods. Default 20 ms.
@@ -90,7 +90,7 @@ impl Builder {
         };
         let mut ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), seed, now);
         let mut deployments = BTreeMap::new();
-        let mut limits: BTreeMap<String, (String, Vec<Quota>)> = BTreeMap::new();
+        let mut limits: BTreeMap<String, (String, Vec<Quota>, Mode)> = BTreeMap::new();
         let mut pauses: BTreeMap<String, Arc<Pause>> = BTreeMap::new();
         for (id, quotas, policy) in self.deployments {
             let mut quotas = quotas;
@@ -98,15 +98,19 @@ impl Builder {
             check(&id, &quotas, &policy)?;
             let name = policy.limit_id.clone().unwrap_or_else(|| id.clone());
             match limits.get(&name) {
-                Some((first, theirs)) if *theirs != quotas => {
+                Some((first, theirs, _)) if *theirs != quotas => {
                     return Err(BuildError::SharedLimit { limit: name, first: first.clone(), second: id });
+                }
+                Some((first, _, theirs)) if *theirs != policy.mode => {
+                    let modes = (*theirs, policy.mode);
+                    return Err(BuildError::SharedMode { limit: name, first: first.clone(), second: id, modes });
                 }
                 Some(_) => {}
                 None => {
-                    limits.insert(name.clone(), (id.clone(), quotas.clone()));
+                    limits.insert(name.clone(), (id.clone(), quotas.clone(), policy.mode));
                 }
             }
-            let (limit, counters) = ledger.add_limit(&name, &quotas);
+            let (limit, counters) = ledger.add_limit(&name, &quotas, policy.mode);
             let edge_ms = policy.edge.as_millis() as u64;
             if deployments.insert(id.clone(), (name, limit, counters, edge_ms, policy)).is_some() {
                 return Err(BuildError::DuplicateDeployment(id));
@@ -173,6 +177,21 @@ pub enum BuildError {
         first: String,
         /// The other.
         second: String,
+    },
+    /// Deployments that share a limit promise different things of it.
+    #[error(
+        "deployments {first:?} and {second:?} share limit {limit:?} in different modes, {} and {}; make them equal",
+        modes.0, modes.1
+    )]
+    SharedMode {
+        /// The limit.
+        limit: String,
+        /// One deployment.
+        first: String,
+        /// The other.
+        second: String,
+        /// Their modes.
+        modes: (Mode, Mode),
     },
     /// The edge reaches beyond the lead of a window.
     #[error(

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::permit::{Charge, Permit};
 use super::{Acquire, Deployment, Policy, Waiter};
-use crate::ledger::{Admission, Ask, Claim, Counter, Denied, Mode, Quota, Standing, Timestamp};
+use crate::ledger::{Admission, Ask, Claim, Counter, Denied, Quota, Standing, Timestamp};
 
 /// Reserves for one deployment. Cheap to clone; reserving does not clone it.
 #[derive(Clone)]
@@ -183,8 +183,7 @@ impl Handle {
         waker: Option<&Waker>,
     ) -> (Timestamp, Admission) {
         let now = self.deployment.inner.clock.now();
-        let observe = self.deployment.policy.mode == Mode::Observe;
-        let ask = Ask { claim, edge_ms: self.deployment.edge_ms, wait, observe, tentative };
+        let ask = Ask { claim, edge_ms: self.deployment.edge_ms, wait, tentative };
         let mut core = self.deployment.inner.lock();
         let admission = core.ledger.admit(self.deployment.limit, ask, now);
         if let (Admission::Parked(ticket), Some(waker)) = (&admission, waker) {

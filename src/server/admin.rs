@@ -34,8 +34,6 @@ pub(crate) struct Admin {
     cluster: Option<Arc<Cluster>>,
     credentials: Arc<Credentials>,
     telemetry: Arc<Telemetry>,
-    /// The mode of each limit, by its name.
-    modes: BTreeMap<String, Mode>,
     /// Which deployments share each limit.
     sharers: BTreeMap<String, Vec<String>>,
     draining: AtomicBool,
@@ -49,18 +47,13 @@ impl Admin {
         telemetry: Arc<Telemetry>,
         deployments: &[Deployment],
     ) -> Arc<Self> {
-        let (mut modes, mut sharers) = (BTreeMap::new(), BTreeMap::<String, Vec<String>>::new());
+        let mut sharers = BTreeMap::<String, Vec<String>>::new();
         for deployment in deployments {
             let limit = deployment.limit_id.as_ref().unwrap_or(&deployment.id);
             sharers.entry(limit.clone()).or_default().push(deployment.id.clone());
-            // One deployment that observes is enough to break a shared limit's promise.
-            let mode = modes.entry(limit.clone()).or_insert(deployment.mode);
-            if deployment.mode != Mode::Strict {
-                *mode = deployment.mode;
-            }
         }
         let draining = AtomicBool::new(false);
-        Arc::new(Self { limiter, cluster, credentials, telemetry, modes, sharers, draining })
+        Arc::new(Self { limiter, cluster, credentials, telemetry, sharers, draining })
     }
 
     /// Says from now on that no more traffic should be sent here.
@@ -130,17 +123,20 @@ impl Admin {
     }
 
     fn limit(&self, limit: &LimitStatus) -> Value {
-        let quotas = limit.quotas.iter().map(|(standing, counts)| {
+        let quotas = limit.quotas.iter().map(|(standing, counts, over)| {
             let mut quota = standing_json(standing);
             quota["admitted_total"] = json!(counts.admitted);
             quota["refunded_total"] = json!(counts.refunded);
+            quota["overshoot_total"] = json!(counts.overshoot);
             quota["uncovered_total"] = json!(counts.uncovered);
+            quota["overshoot_bound"] = json!(over.map(|over| over.bound));
+            quota["overshoot_expected"] = json!(over.map(|over| over.expected));
             quota
         });
         json!({
             "limit_id": limit.name,
             "deployments": self.sharers.get(limit.name.as_str()),
-            "mode": if self.modes.get(limit.name.as_str()) == Some(&Mode::Observe) { "observe" } else { "strict" },
+            "mode": mode(limit.mode),
             "quotas": quotas.collect::<Vec<_>>(),
             "parked": limit.parked,
             "refused": limit.refused,
@@ -168,6 +164,14 @@ fn peer(peer: &PeerStatus) -> Value {
         "skew_ms": peer.skew_ms,
         "gone_from_unix_ms": peer.gone.map(|at| at.unix_ms()),
     })
+}
+
+/// Returns a mode as the config writes it.
+fn mode(mode: Mode) -> Value {
+    match mode {
+        Mode::Elastic { beta } => json!({"elastic": {"beta": beta.as_part()}}),
+        other => json!(other.name()),
+    }
 }
 
 fn standing_json(standing: &Standing) -> Value {
@@ -199,8 +203,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
     let rejected = admin.cluster.as_ref().map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
-    let mode = |limit: &str| admin.modes.get(limit).copied().unwrap_or_default();
-    let metrics = admin.telemetry.render(&admin.limiter.status(), mode, &rejected);
+    let metrics = admin.telemetry.render(&admin.limiter.status(), &rejected);
     text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
 }
 

@@ -201,15 +201,18 @@ fn embedded(stub: SocketAddr) -> Deployment {
 
 fn limiter(deployments: &[Deployment]) -> Result<Limiter, BuildError> {
     let builder = deployments.iter().fold(Limiter::builder(), |builder, deployment| {
-        let policy = Policy {
-            mode: deployment.mode,
-            wait: deployment.wait,
-            edge: deployment.edge,
-            limit_id: deployment.limit_id.clone(),
-        };
-        builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), policy)
+        builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), policy(deployment))
     });
     builder.build()
+}
+
+fn policy(deployment: &Deployment) -> Policy {
+    Policy {
+        mode: deployment.mode,
+        wait: deployment.wait,
+        edge: deployment.edge,
+        limit_id: deployment.limit_id.clone(),
+    }
 }
 
 async fn join(config: &Config, limiter: &Limiter) -> Result<Option<Arc<Cluster>>, StartError> {

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use quotum::ledger::{Contact, Directory, Message, ReplicaId, RosterSettings, Slot, Target, Timestamp, Transmit};
-use quotum::{Claim, Clock, Handle, Limiter, Policy, Quota, Unit};
+use quotum::{Claim, Clock, Handle, Limiter, Mode, Policy, Quota, Unit};
 
 /// The deployment every test uses.
 pub const DEPLOYMENT: &str = "gpt";
@@ -125,7 +125,13 @@ impl Fleet {
 
     /// Three pods with a static list, joined at once.
     pub fn joined(quota: Quota, start_ms: u64, pods: usize) -> Self {
+        Self::joined_in(Mode::Strict, quota, start_ms, pods)
+    }
+
+    /// The same in another mode.
+    pub fn joined_in(mode: Mode, quota: Quota, start_ms: u64, pods: usize) -> Self {
         let mut fleet = Self::new(quota, start_ms);
+        fleet.policy.mode = mode;
         let list: Vec<SocketAddr> = (0..pods).map(address).collect();
         for pod in 0..pods {
             let at = fleet.start(pod, Directory::Static, RosterSettings::default());

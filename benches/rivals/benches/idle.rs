@@ -169,8 +169,8 @@ fn totals(fleet: &[Pod]) -> Totals {
         let status = pod.limiter.status();
         let quotas = status.limits.iter().flat_map(|limit| &limit.quotas);
         quotas
-            .filter(|(standing, _)| standing.quota.unit() == quotum::Unit::Requests)
-            .map(|(_, own)| own.admitted)
+            .filter(|(standing, ..)| standing.quota.unit() == quotum::Unit::Requests)
+            .map(|(_, own, _)| own.admitted)
             .sum::<u64>()
     };
     Totals {

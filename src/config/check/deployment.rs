@@ -14,7 +14,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{Check, name};
 use crate::config::file;
-use crate::config::scalar::{Choice, duration};
+use crate::config::scalar::duration;
 use crate::config::{Deployment, Reserve, Secret, Timeouts, Unreported};
 
 /// The largest output cap anybody may name: far above every model's.
@@ -22,12 +22,13 @@ const MAX_TOKENS: i64 = i32::MAX as i64;
 
 pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Deployment>>) -> Vec<Deployment> {
     let mut ids: BTreeMap<String, Location> = BTreeMap::new();
-    let mut limits: BTreeMap<String, (String, Vec<Quota>)> = BTreeMap::new();
+    let mut limits: BTreeMap<String, (String, Vec<Quota>, Mode)> = BTreeMap::new();
     let mut all = Vec::new();
     for (i, spanned) in written.into_iter().enumerate() {
         let at = spanned.referenced;
         let id_at = spanned.value.id.as_ref().map_or(at, |id| id.referenced);
         let limits_at = spanned.value.limits.referenced;
+        let mode_at = spanned.value.mode.as_ref().map_or(at, |mode| mode.referenced);
         let Some(deployment) = deployment(check, spanned.value, &format!("deployments[{i}]")) else { continue };
         if let Some(first) = ids.insert(deployment.id.clone(), id_at) {
             let first = check.place(first);
@@ -40,12 +41,18 @@ pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Depl
         let mut quotas = deployment.quotas.clone();
         quotas.sort();
         let limit = deployment.limit_id.clone().unwrap_or_else(|| deployment.id.clone());
-        let (sharer, shared) = limits.entry(limit.clone()).or_insert_with(|| (deployment.id.clone(), quotas.clone()));
+        let ours = || (deployment.id.clone(), quotas.clone(), deployment.mode);
+        let (sharer, shared, mode) = limits.entry(limit.clone()).or_insert_with(ours);
         if *shared != quotas {
             let message = format!(
                 "shares the limit `{limit}` with deployment `{sharer}` but names other limits; make them equal"
             );
             check.problem(limits_at, format!("deployments[{i}].limits"), message);
+        }
+        if *mode != deployment.mode {
+            let message =
+                format!("shares the limit `{limit}` with deployment `{sharer}`, which is {mode}; make them equal");
+            check.problem(mode_at, format!("deployments[{i}].mode"), message);
         }
         all.push(deployment);
     }
@@ -64,7 +71,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let api_key = written.api_key.and_then(|key| api_key(check, &key, field));
     let timeouts = timeouts(check, written.timeouts, field);
     let quotas = quotas(check, written.limits, field);
-    let mode = mode(check, written.mode, field);
+    let mode = super::mode::mode(check, written.mode, field);
     let ms = Duration::from_millis;
     let edge_at = written.edge.as_ref().map(|edge| edge.referenced);
     let mut edge = check.duration(written.edge, &format!("{field}.edge"), ms(50), (ms(0), ms(2_000)));
@@ -256,18 +263,4 @@ fn quota(check: &mut Check<'_>, written: file::Limit, field: &str) -> Option<Quo
             check.problem(at, format!("{field}.{part}"), error.to_string());
         })
         .ok()
-}
-
-fn mode(check: &mut Check<'_>, written: Option<Spanned<Choice>>, field: &str) -> Mode {
-    let Some(written) = written else { return Mode::Strict };
-    let field = format!("{field}.mode");
-    match written.value.0.as_str() {
-        "strict" => return Mode::Strict,
-        "observe" => return Mode::Observe,
-        later @ ("elastic" | "sum") => {
-            check.unsupported(written.referenced, field, &format!("mode `{later}`; use strict or observe"));
-        }
-        other => check.problem(written.referenced, field, format!("`{other}` is not one of: strict, observe")),
-    }
-    Mode::Strict
 }

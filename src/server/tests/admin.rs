@@ -40,6 +40,36 @@ async fn status_and_metrics_show_where_a_limit_stands() {
 }
 
 #[tokio::test]
+async fn a_mode_shows_what_it_promises() {
+    let extra = Extra { deployment: "mode: { elastic: { beta: 0.05 } }", ..Extra::default() };
+    let bench = Bench::with(extra).await;
+    bench.chat(hello(), &[("x-stub-completion-tokens", "30")]).await;
+    let status = get(&bench, "/status").await.json();
+    let limit = &status["limits"][0];
+    assert_eq!(limit["mode"], json!({"elastic": {"beta": 0.05}}));
+    assert_eq!(limit["quotas"][0]["spendable"], 1_010, "alone: the limit and its twentieth, less 40");
+    assert_eq!(
+        (&limit["quotas"][0]["overshoot_bound"], &limit["quotas"][0]["overshoot_expected"]),
+        (&json!(50), &json!(0))
+    );
+    let metrics = get(&bench, "/metrics").await.text;
+    for line in [
+        r#"quotum_overshoot_bound{deployment="a",unit="tokens",window="60s"} 50"#,
+        r#"quotum_overshoot_expected{deployment="a",unit="tokens",window="60s"} 0"#,
+        r#"quotum_overshoot_total{deployment="a",unit="tokens",window="60s"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let observing = Bench::with(Extra { deployment: "mode: observe", ..Extra::default() }).await;
+    let status = get(&observing, "/status").await.json();
+    assert_eq!(
+        (&status["limits"][0]["mode"], &status["limits"][0]["quotas"][0]["overshoot_bound"]),
+        (&json!("observe"), &Value::Null)
+    );
+    assert!(!get(&observing, "/metrics").await.text.contains("quotum_overshoot_bound{"), "it promises nothing");
+}
+
+#[tokio::test]
 async fn no_credential_and_no_prompt_is_shown() {
     let extra = Extra { credentials: &["sk-caller"], deployment: "api_key: sk-upstream", ..Extra::default() };
     let bench = Bench::with(extra).await;

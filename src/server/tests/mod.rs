@@ -78,7 +78,7 @@ impl Bench {
         .replace("STUB", &stub);
         let config = parse(&text, "test.yaml", &|_| None, &Flags::default()).unwrap();
         let builder = config.deployments.iter().fold(Limiter::builder().clock(Still), |builder, deployment| {
-            builder.deployment(&deployment.id, deployment.quotas.iter().copied())
+            builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), super::policy(deployment))
         });
         let limiter = builder.build().unwrap();
         let telemetry = Arc::new(Telemetry::new());

@@ -1,0 +1,164 @@
+//! What a limit promises: its mode, and the amounts that follow from it.
+//!
+//! Knows how much beside its rights a replica may spend, and how much of a window can be
+//! over at most. Must not know accounts, peers or the clock. The invariant it keeps: a
+//! [`Portion`] is less than the whole, so a wallet holds whatever a mode puts into it, and
+//! no mode lets nothing through.
+
+use std::fmt;
+
+/// What a limit does when rights run out, and so what it promises.
+///
+/// All replicas should give a limit one mode; docs/algorithm.md section 11 says what a
+/// mixture does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Never a unit reserved beyond the limit.
+    #[default]
+    Strict,
+    /// Never more than `beta` x limit reserved beyond it: every share comes with an
+    /// allowance of `beta` x share, spent without asking when rights have run out.
+    Elastic {
+        /// The allowance, as a part of the share. Zero is `strict`.
+        beta: Portion,
+    },
+    /// Decides and counts, never refuses: for trying a limit out.
+    Observe,
+}
+
+impl Mode {
+    /// Returns the name used in config and /status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Elastic { .. } => "elastic",
+            Self::Observe => "observe",
+        }
+    }
+
+    /// Returns how many units of a window of `limit` can be reserved over it at most, over
+    /// all replicas; `None` if the mode promises nothing.
+    pub const fn overshoot_bound(self, limit: u64) -> Option<u64> {
+        match self {
+            Self::Strict => Some(0),
+            Self::Elastic { beta } => Some(beta.of(limit)),
+            Self::Observe => None,
+        }
+    }
+
+    /// Returns what a replica may spend beyond its rights because of a share of this size.
+    /// Rounded down, so the allowances of all shares are at most that of their sum.
+    pub(crate) const fn allowance(self, share: u64) -> u64 {
+        match self {
+            Self::Elastic { beta } => beta.of(share),
+            Self::Strict | Self::Observe => 0,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elastic { beta } => write!(f, "elastic with beta {}", beta.as_part()),
+            other => f.write_str(other.name()),
+        }
+    }
+}
+
+/// A part of an amount: at least nothing, less than all, in millionths.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Portion(u32);
+
+impl Portion {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+
+    const WHOLE: u32 = 1_000_000;
+
+    /// Returns the portion of so many hundredths.
+    ///
+    /// ```
+    /// use quotum::{Mode, Portion};
+    /// let mode = Mode::Elastic { beta: Portion::percent(5) };
+    /// assert_eq!(mode.overshoot_bound(100_000), Some(5_000));
+    /// ```
+    ///
+    /// # Panics
+    /// If it is 100 or more: a mistake of the program. Input from outside goes through
+    /// [`Portion::new`].
+    pub const fn percent(percent: u32) -> Self {
+        assert!(percent < 100, "a portion is less than the whole");
+        Self(percent * (Self::WHOLE / 100))
+    }
+
+    /// Returns the portion nearest to `part`, which is 0.05 for a twentieth.
+    ///
+    /// # Errors
+    /// If it is not a number from 0 to below 1, or so close to a bound that no millionth
+    /// is left in between; nothing was built.
+    pub fn new(part: f64) -> Result<Self, PortionError> {
+        let millionths = (part * f64::from(Self::WHOLE)).round();
+        // Written so that a NaN is refused, too.
+        let inside = millionths >= 0.0 && millionths < f64::from(Self::WHOLE);
+        let vanishes = part != 0.0 && millionths == 0.0;
+        if !inside || vanishes {
+            return Err(PortionError(()));
+        }
+        Ok(Self(millionths as u32))
+    }
+
+    /// Returns this part of an amount, rounded down.
+    pub const fn of(self, amount: u64) -> u64 {
+        (amount as u128 * self.0 as u128 / Self::WHOLE as u128) as u64
+    }
+
+    /// Returns the portion as a part of one: 0.05 for a twentieth.
+    pub fn as_part(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::WHOLE)
+    }
+}
+
+impl fmt::Debug for Portion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.as_part())
+    }
+}
+
+/// A portion must be 0, or at least a millionth and less than one. Whoever wrote it can
+/// mend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a portion is 0, or at least 0.000001 and less than 1")]
+pub struct PortionError(());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portion_is_less_than_the_whole_and_not_lost_to_rounding() {
+        assert_eq!(Portion::new(0.05), Ok(Portion::percent(5)));
+        assert_eq!(Portion::new(0.0), Ok(Portion::ZERO));
+        assert_eq!(Portion::new(0.000_001).map(|portion| portion.of(1_000_000)), Ok(1));
+        for wrong in [1.0, 5.0, -0.05, 0.000_000_1, 0.999_999_9, f64::NAN, f64::INFINITY] {
+            assert!(Portion::new(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_allowances_of_the_parts_are_at_most_that_of_the_whole() {
+        let mode = Mode::Elastic { beta: Portion::percent(7) };
+        for parts in 1..50u64 {
+            let sum: u64 = (0..parts).map(|part| mode.allowance((1_000 + part) / parts)).sum();
+            assert!(sum <= mode.overshoot_bound(1_000).unwrap_or(0));
+        }
+        assert_eq!(Mode::Strict.allowance(1_000), 0);
+    }
+
+    #[test]
+    fn the_largest_limit_and_its_allowance_fit_a_wallet() {
+        let beta = Portion::new(0.999_999).expect("less than one");
+        let largest = crate::ledger::Quota::MAX_AMOUNT;
+        assert!(largest + beta.of(largest) < 1 << 42);
+    }
+}
