@@ -43,6 +43,8 @@ pub(crate) struct Telemetry {
     waits: Histogram,
     estimate_errors: Histogram,
     unreported: Family<Labels, Counter>,
+    /// Requests that were not sent for the upstream's sake, by deployment and reason.
+    refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
     decision_ns: Mutex<Vec<u64>>,
 }
@@ -53,6 +55,7 @@ impl Telemetry {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
             unreported: Family::default(),
+            refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
         }
@@ -73,6 +76,12 @@ impl Telemetry {
     /// Notes an answer whose use is not known, and why.
     pub(crate) fn unreported(&self, why: &'static str) {
         self.unreported.get_or_create(&labels(&[("reason", why)])).inc();
+    }
+
+    /// Notes a request that no limit refused and that was not sent all the same.
+    pub(crate) fn refused(&self, deployment: &str, why: &'static str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused.entry((deployment.to_owned(), why)).or_default() += 1;
     }
 
     /// Notes how long a decision took that needed no wait.
@@ -99,7 +108,12 @@ impl Telemetry {
     }
 
     /// Returns every metric as Prometheus text.
-    pub(crate) fn render(&self, status: &Status, rejected: &BTreeMap<&'static str, u64>) -> String {
+    pub(crate) fn render(
+        &self,
+        status: &Status,
+        pauses: &BTreeMap<String, Duration>,
+        rejected: &BTreeMap<&'static str, u64>,
+    ) -> String {
         let mut registry = Registry::with_prefix("quotum");
         registry.register("wait_seconds", "Time requests were parked before they were decided", self.waits.clone());
         registry.register(
@@ -112,7 +126,15 @@ impl Telemetry {
             "Answers without usage that can be believed: none given, a lie, or unreadable",
             self.unreported.clone(),
         );
-        limits(&mut registry, status);
+        let refused = limits(&mut registry, status);
+        for ((deployment, reason), count) in self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            refused.get_or_create(&labels(&[("deployment", deployment), ("reason", reason)])).inc_by(*count);
+        }
+        let paused = Seconds::default();
+        registry.register("upstream_paused_seconds", "How long the upstream still wants no requests", paused.clone());
+        for (limit, left) in pauses {
+            paused.get_or_create(&labels(&[("deployment", limit)])).set(left.as_secs_f64());
+        }
         peers(&mut registry, status);
         let frames = counters(&mut registry, "frames_rejected", "Datagrams that were dropped unread");
         for (reason, count) in rejected {
@@ -148,7 +170,7 @@ fn gauge_value(units: u64) -> i64 {
     i64::try_from(units).unwrap_or(i64::MAX)
 }
 
-fn limits(registry: &mut Registry, status: &Status) {
+fn limits(registry: &mut Registry, status: &Status) -> Family<Labels, Counter> {
     let limit = gauges(registry, "limit", "Units of a window");
     let used = gauges(registry, "used", "Units reserved and not refunded in the window, all replicas, as known here");
     let margin = gauges(registry, "margin", "Units of the window that cannot be spent here now");
@@ -197,6 +219,7 @@ fn limits(registry: &mut Registry, status: &Status) {
             mismatch.get_or_create(&labels(&[("deployment", name), ("peer", &other.peer.to_string())])).set(1);
         }
     }
+    refused
 }
 
 fn peers(registry: &mut Registry, status: &Status) {

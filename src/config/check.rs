@@ -118,6 +118,17 @@ impl Check<'_> {
         parsed.unwrap_or(default)
     }
 
+    /// Returns a number between 0 and a million: a weight or an order.
+    fn small(&mut self, written: Option<&Spanned<i64>>, field: &str) -> Option<u32> {
+        let written = written?;
+        let number = u32::try_from(written.value).ok().filter(|number| *number <= 1_000_000);
+        if number.is_none() {
+            let message = format!("{} is out of range; it must lie between 0 and 1000000", written.value);
+            self.problem(written.referenced, field, message);
+        }
+        number
+    }
+
     fn choice<T: Copy>(&mut self, text: Text, field: &str, choices: &[(&str, T)]) -> T {
         let setting = text.map(|text| self.written(text, field));
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();

@@ -87,6 +87,10 @@ pub(super) struct Deployment {
     pub(super) default_max_tokens: Option<Spanned<i64>>,
     #[serde(default)]
     pub(super) unreported: Text,
+    #[serde(default)]
+    pub(super) weight: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) order: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -100,6 +100,10 @@ pub(crate) struct Deployment {
     pub(crate) reserve: Reserve,
     pub(crate) default_max_tokens: u64,
     pub(crate) unreported: Unreported,
+    /// How often it is asked first among those of its model and order.
+    pub(crate) weight: u32,
+    /// Those of a lower order are asked first.
+    pub(crate) order: u32,
 }
 
 /// How long each phase of an upstream request may take.

@@ -54,6 +54,8 @@ deployments:
     reserve: auto
     default_max_tokens: 4096
     unreported: reserved
+    weight: 1
+    order: 1
 "#;
 
 #[test]
@@ -313,4 +315,12 @@ fn an_id_is_derived_from_the_base_without_its_query() {
 fn an_edge_over_a_quarter_of_the_window_is_refused() {
     let told = problems(&one_deployment("    edge: 500ms\n").replace("window: 60s", "window: 1s"));
     assert!(told.contains("deployments[0].edge") && told.contains("250ms"), "{told}");
+}
+
+#[test]
+fn a_weight_or_an_order_that_cannot_be_is_refused() {
+    for wrong in ["weight: -1", "order: -1", "weight: 1000001", "order: 99999999999"] {
+        let told = problems(&one_deployment(&format!("    {wrong}\n")));
+        assert!(told.contains("q.yaml:7:") && told.contains("must lie between 0 and 1000000"), "{told}");
+    }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -89,6 +90,7 @@ impl Admin {
         let stats = self.cluster.as_ref().map(|cluster| cluster.stats());
         let (p50, p99, samples) = self.telemetry.decisions();
         let draining = self.draining.load(Ordering::Relaxed);
+        let pauses = self.pauses();
         json!({
             "replica": status.replica.to_string(),
             "node": status.node,
@@ -99,7 +101,7 @@ impl Admin {
             "leaving": status.leaving || draining,
             "blocked": blocked(&status),
             "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
-            "limits": status.limits.iter().map(|limit| self.limit(limit)).collect::<Vec<_>>(),
+            "limits": status.limits.iter().map(|limit| self.limit(limit, pauses.get(&limit.name))).collect::<Vec<_>>(),
             "ignored": {
                 "closed_window": status.ignored.closed_window,
                 "future_window": status.ignored.future_window,
@@ -122,7 +124,17 @@ impl Admin {
         })
     }
 
-    fn limit(&self, limit: &LimitStatus) -> Value {
+    /// Returns how long each limit's upstream still wants no requests, where it does.
+    fn pauses(&self) -> BTreeMap<String, Duration> {
+        let now = self.limiter.now();
+        let left = |sharers: &Vec<String>| {
+            let until = self.limiter.get(sharers.first()?).ok()?.paused_until()?;
+            Some(until.since(now))
+        };
+        self.sharers.iter().filter_map(|(limit, sharers)| Some((limit.clone(), left(sharers)?))).collect()
+    }
+
+    fn limit(&self, limit: &LimitStatus, paused: Option<&Duration>) -> Value {
         let quotas = limit.quotas.iter().map(|(standing, counts, over)| {
             let mut quota = standing_json(standing);
             quota["admitted_total"] = json!(counts.admitted);
@@ -139,6 +151,7 @@ impl Admin {
             "mode": mode(limit.mode),
             "quotas": quotas.collect::<Vec<_>>(),
             "parked": limit.parked,
+            "upstream_paused_ms": paused.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             "refused": limit.refused,
             "observed": limit.observed,
             "mismatches": limit.mismatches.iter().map(|other| json!({
@@ -203,7 +216,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
     let rejected = admin.cluster.as_ref().map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
-    let metrics = admin.telemetry.render(&admin.limiter.status(), &rejected);
+    let metrics = admin.telemetry.render(&admin.limiter.status(), &admin.pauses(), &rejected);
     text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
 }
 

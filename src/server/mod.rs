@@ -9,11 +9,14 @@ mod body;
 mod credentials;
 mod date;
 mod dialect;
+mod health;
 pub(crate) mod listen;
 mod metering;
+mod pause;
 mod proxy;
 mod refusal;
 mod routing;
+mod search;
 mod sse;
 pub(crate) mod stub;
 #[cfg(test)]
@@ -196,6 +199,8 @@ fn embedded(stub: SocketAddr) -> Deployment {
         reserve: Reserve::Auto,
         default_max_tokens: 4_096,
         unreported: Unreported::Reserved,
+        weight: 1,
+        order: 1,
     }
 }
 

@@ -5,10 +5,7 @@
 //! request that is answered without having been sent upstream has charged nothing.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,9 +14,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{MethodRouter, any, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use quotum::{Claim, Denied, Handle, Limiter, Permit, UnknownDeployment};
+use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::body::{Form, Metered};
 use super::credentials::Credentials;
@@ -28,18 +24,20 @@ use super::dialect::{
     Other,
 };
 use super::metering::{Charge, Meter};
+use super::pause;
 use super::refusal::{self, Family, Refusal};
-use super::routing::{InTurn, Route, Routes, asked_pause};
+use super::routing::{Place, Route, Routes};
+use super::search::Search;
 use super::upstream::{Client, Failure, Target, Upstream, is_hop_by_hop, named_by_connection};
 use crate::config::Deployment;
 use crate::telemetry::Telemetry;
 
 /// One deployment, ready to serve.
 #[derive(Debug)]
-struct Served {
-    id: String,
-    handle: Handle,
-    meter: Arc<Meter>,
+pub(super) struct Served {
+    pub(super) id: String,
+    pub(super) handle: Handle,
+    pub(super) meter: Arc<Meter>,
     upstream: Upstream,
 }
 
@@ -47,16 +45,10 @@ struct Served {
 #[derive(Debug)]
 pub(crate) struct Proxy {
     models: BTreeMap<String, Routes<Served>>,
+    limiter: Limiter,
     credentials: Arc<Credentials>,
     max_body: usize,
     telemetry: Arc<Telemetry>,
-}
-
-/// A reservation, and where the request goes with it.
-struct Granted<'a> {
-    route: &'a Route<Served>,
-    permit: Permit<'static>,
-    waited: Duration,
 }
 
 impl Proxy {
@@ -72,18 +64,20 @@ impl Proxy {
         telemetry: Arc<Telemetry>,
         mut client: impl FnMut(&Deployment) -> Client,
     ) -> Result<Arc<Self>, UnknownDeployment> {
-        let mut models: BTreeMap<String, Vec<(Served, u32)>> = BTreeMap::new();
+        let mut models: BTreeMap<String, Vec<(Served, Place)>> = BTreeMap::new();
         for deployment in deployments {
+            let place = Place { order: deployment.order, weight: deployment.weight };
             let served = Served {
                 id: deployment.id.clone(),
                 handle: limiter.handle(&deployment.id)?,
                 meter: Arc::new(Meter::new(deployment)),
                 upstream: Upstream::new(deployment, client(deployment)),
             };
-            models.entry(deployment.model.clone()).or_default().push((served, 1));
+            models.entry(deployment.model.clone()).or_default().push((served, place));
         }
         let models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
-        Ok(Arc::new(Self { models, credentials, max_body, telemetry }))
+        let limiter = limiter.clone();
+        Ok(Arc::new(Self { models, limiter, credentials, max_body, telemetry }))
     }
 
     /// Returns the proxy's endpoints.
@@ -124,9 +118,10 @@ impl Proxy {
         let routes = self.models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let family = dialect.family();
         let to = Target { method: &head.method, path: dialect.path(), query: head.uri.query(), family };
-        let mut in_turn = routes.in_turn();
-        let mut granted = self.reserve(&mut in_turn, routes.len(), &call, family).await?;
-        let waited = granted.waited;
+        let mut search = Search::new(routes, &call, &self.limiter, &self.telemetry);
+        let Some(mut granted) = search.next().await else {
+            return Err(search.refusal(family).unwrap_or_else(|| unknown_model(&call.model)));
+        };
         loop {
             let route = granted.route;
             let served = &route.to;
@@ -134,20 +129,12 @@ impl Proxy {
             let written = charge.written();
             let sent = served.upstream.send(to, &head.headers, call.body.clone(), written).await;
             let was_not_executed = match &sent {
-                Ok(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    if let Some(pause) = asked_pause(answer.headers()) {
-                        route.pause(pause);
-                    }
-                    true
-                }
-                Ok(_) => false,
+                Ok(answer) => answer.status() == StatusCode::TOO_MANY_REQUESTS,
                 Err(_) => !charge.was_written(),
             };
-            if let Err(failure) = sent {
-                tracing::debug!(deployment = %served.id, ?failure, "no answer from the upstream");
-            }
+            self.note(route, &sent, charge.was_written());
             // What may have been executed is never sent again.
-            let next = if was_not_executed { self.reserve_now(&mut in_turn, &call) } else { None };
+            let next = if was_not_executed { search.next().await } else { None };
             if let Some(next) = next {
                 if sent.is_ok() {
                     charge.settle_failed();
@@ -165,8 +152,26 @@ impl Proxy {
                 }
             };
             refusal::set_standings(response.headers_mut(), &served.handle.standings(), family);
-            refusal::set_wait(response.headers_mut(), waited);
+            refusal::set_wait(response.headers_mut(), search.waited());
             return Ok(response);
+        }
+    }
+
+    /// Remembers what an answer, or none, says of the upstream: whether it can be reached,
+    /// and whether it wants to be left alone.
+    fn note(&self, route: &Route<Served>, sent: &Result<Response<Incoming>, Failure>, was_written: bool) {
+        match sent {
+            Err(failure) => {
+                tracing::debug!(deployment = %route.to.id, ?failure, "no answer from the upstream");
+                if was_written { route.health.reached() } else { route.health.missed() }
+            }
+            Ok(answer) => {
+                route.health.reached();
+                if let Some(pause) = pause::asked(answer) {
+                    tracing::debug!(deployment = %route.to.id, ?pause, "the upstream asks for a pause");
+                    route.to.handle.pause(self.limiter.now().plus(pause));
+                }
+            }
         }
     }
 
@@ -201,72 +206,6 @@ impl Proxy {
             Err(_) => Err(Refusal::invalid(StatusCode::BAD_REQUEST, "The request's body broke off.", None, None)),
         }
     }
-
-    /// Reserves what the call may use at the first deployment in turn that has room and
-    /// whose upstream wants requests; where none has, waits at the first that ever could.
-    async fn reserve<'a>(
-        &self,
-        in_turn: &mut InTurn<'a, Served>,
-        count: usize,
-        call: &Call,
-        family: Family,
-    ) -> Result<Granted<'a>, Refusal> {
-        let mut pause: Option<Duration> = None;
-        // With whether it could ever have room.
-        let mut waiting: Option<(_, _, bool)> = None;
-        for route in in_turn {
-            if let Some(left) = route.paused() {
-                pause = Some(pause.map_or(left, |pause| pause.min(left)));
-                continue;
-            }
-            let claim = route.to.meter.claim(call);
-            let mut fits = true;
-            if count > 1 {
-                // Nobody waits here while there may be room next door.
-                match self.decide(route, claim) {
-                    Ok(granted) => return Ok(granted),
-                    Err(denied) => fits = !matches!(denied, Denied::TooLarge { .. }),
-                }
-            }
-            if waiting.is_none_or(|(_, _, other_fits)| fits && !other_fits) {
-                waiting = Some((route, claim, fits));
-            }
-        }
-        let (route, claim) = match (waiting, pause) {
-            (Some((route, claim, true)), _) | (Some((route, claim, false)), None) => (route, claim),
-            (_, Some(pause)) => return Err(refusal::cooling(&call.model, pause)),
-            (None, None) => return Err(unknown_model(&call.model)),
-        };
-        let served = &route.to;
-        let (result, decision, waited) = timed(served.handle.acquire(claim)).await;
-        match decision {
-            Some(took) => self.telemetry.decided(took),
-            None => self.telemetry.waited(waited),
-        }
-        match result {
-            Ok(permit) => Ok(Granted { route, permit: permit.into_owned(), waited }),
-            Err(denied) => {
-                let mut refusal = refusal::denied(&denied, &call.model, &served.id, claim, family);
-                refusal::set_standings(&mut refusal.headers, &served.handle.standings(), family);
-                refusal::set_wait(&mut refusal.headers, waited);
-                Err(refusal)
-            }
-        }
-    }
-
-    /// Reserves at one of the remaining deployments, if one has room at once.
-    fn reserve_now<'a>(&self, in_turn: &mut InTurn<'a, Served>, call: &Call) -> Option<Granted<'a>> {
-        let mut wanted = in_turn.filter(|route| route.paused().is_none());
-        wanted.find_map(|route| self.decide(route, route.to.meter.claim(call)).ok())
-    }
-
-    /// Decides without waiting.
-    fn decide<'a>(&self, route: &'a Route<Served>, claim: Claim) -> Result<Granted<'a>, Denied> {
-        let begun = std::time::Instant::now();
-        let decision = route.to.handle.try_acquire(claim);
-        self.telemetry.decided(begun.elapsed());
-        decision.map(|permit| Granted { route, permit: permit.into_owned(), waited: Duration::ZERO })
-    }
 }
 
 /// Refuses a body that says it is not JSON.
@@ -282,20 +221,6 @@ fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
 
 fn mend(bad: BadRequest) -> Refusal {
     Refusal::invalid(StatusCode::BAD_REQUEST, bad.message, bad.param, None)
-}
-
-/// Runs a decision; says how long it took if it was made at once, else how long it was
-/// waited for.
-async fn timed<F: Future>(decision: F) -> (F::Output, Option<Duration>, Duration) {
-    let mut decision = pin!(decision);
-    let begun = std::time::Instant::now();
-    let first = std::future::poll_fn(|cx| Poll::Ready(decision.as_mut().poll(cx))).await;
-    if let Poll::Ready(output) = first {
-        return (output, Some(begun.elapsed()), Duration::ZERO);
-    }
-    let parked = Instant::now();
-    let output = decision.await;
-    (output, None, parked.elapsed())
 }
 
 /// Returns the upstream's answer for the caller, the reservation in its body.

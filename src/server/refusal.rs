@@ -150,16 +150,29 @@ pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Clai
 
 /// Returns the answer to a request that is not sent because the upstream asked for a
 /// pause.
-pub(super) fn cooling(model: &str, after: Duration) -> Refusal {
+pub(super) fn cooling(model: &str, deployment: &str, after: Duration) -> Refusal {
     let message = format!(
-        "The upstream of {model} refuses requests for now and asked for a pause; nothing was sent. Please try again \
-         in {}.",
+        "The upstream of {model} (deployment {deployment}) refuses requests for now and asked for a pause; nothing \
+         was sent. Please try again in {}.",
         go_duration(after)
     );
     let (status, code) = (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"));
     let mut headers = Box::<HeaderMap>::default();
     headers.insert(REFUSED_BY, HeaderValue::from_static("upstream"));
     Refusal { status, message, kind: "requests", param: None, code, headers }.retry_after(after)
+}
+
+/// Returns the answer to a request that is not sent because the upstream could not be
+/// reached a moment ago.
+pub(super) fn down(model: &str, deployment: &str, after: Duration) -> Refusal {
+    let message = format!(
+        "The upstream of {model} (deployment {deployment}) cannot be reached and is tried again in {}; nothing was \
+         sent.",
+        go_duration(after)
+    );
+    let mut refusal = Refusal::upstream(StatusCode::BAD_GATEWAY, &message, "upstream_unreachable");
+    refusal.headers.insert(REFUSED_BY, HeaderValue::from_static("upstream"));
+    refusal.retry_after(after)
 }
 
 /// Who refused.

@@ -20,15 +20,19 @@ use crate::config::{Deployment, Reserve, Secret, Timeouts, Unreported};
 /// The largest output cap anybody may name: far above every model's.
 const MAX_TOKENS: i64 = i32::MAX as i64;
 
+/// The weight of the largest among deployments that are weighed by their limits.
+const USUAL_WEIGHT: u32 = 100;
+
 pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Deployment>>) -> Vec<Deployment> {
     let mut ids: BTreeMap<String, Location> = BTreeMap::new();
     let mut limits: BTreeMap<String, (String, Vec<Quota>, Mode)> = BTreeMap::new();
-    let mut all = Vec::new();
+    let (mut all, mut weights) = (Vec::new(), Vec::new());
     for (i, spanned) in written.into_iter().enumerate() {
         let at = spanned.referenced;
         let id_at = spanned.value.id.as_ref().map_or(at, |id| id.referenced);
         let limits_at = spanned.value.limits.referenced;
         let mode_at = spanned.value.mode.as_ref().map_or(at, |mode| mode.referenced);
+        let weight = check.small(spanned.value.weight.as_ref(), &format!("deployments[{i}].weight"));
         let Some(deployment) = deployment(check, spanned.value, &format!("deployments[{i}]")) else { continue };
         if let Some(first) = ids.insert(deployment.id.clone(), id_at) {
             let first = check.place(first);
@@ -55,8 +59,40 @@ pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Depl
             check.problem(mode_at, format!("deployments[{i}].mode"), message);
         }
         all.push(deployment);
+        weights.push(weight);
     }
+    weigh(&mut all, &weights);
     all
+}
+
+/// Sets the weights of deployments that name none: 1 where another of their model and order
+/// names one, else in proportion to their limits, so that all have the same part left.
+fn weigh(all: &mut [Deployment], written: &[Option<u32>]) {
+    let beside = |one: &Deployment, other: &Deployment| (&one.model, one.order) == (&other.model, other.order);
+    let weights = (0..all.len()).map(|i| {
+        let group = || (0..all.len()).filter(|other| beside(&all[i], &all[*other]));
+        match written[i] {
+            Some(weight) => weight,
+            None if group().any(|other| written[other].is_some()) => 1,
+            None => {
+                let rates = |unit: Unit| group().map(|other| rate(&all[other], unit)).collect::<Option<Vec<_>>>();
+                let unit = Unit::ALL.into_iter().find(|unit| rates(*unit).is_some());
+                let share = unit.and_then(|unit| {
+                    let most = rates(unit)?.into_iter().fold(0.0, f64::max);
+                    Some(rate(&all[i], unit)? / most * f64::from(USUAL_WEIGHT))
+                });
+                share.map_or(1, |share| share.round().max(1.0) as u32)
+            }
+        }
+    });
+    let weights: Vec<u32> = weights.collect();
+    all.iter_mut().zip(weights).for_each(|(deployment, weight)| deployment.weight = weight);
+}
+
+/// Returns the units per second that the strictest limit of a unit lets through.
+fn rate(deployment: &Deployment, unit: Unit) -> Option<f64> {
+    let of_unit = deployment.quotas.iter().filter(|quota| quota.unit() == unit);
+    of_unit.map(|quota| quota.amount() as f64 / quota.window().duration().as_secs_f64()).min_by(f64::total_cmp)
 }
 
 fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> Option<Deployment> {
@@ -102,6 +138,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         }
         tokens.value.unsigned_abs()
     });
+    let order = check.small(written.order.as_ref(), &format!("{field}.order")).unwrap_or(1);
     let (model, upstream) = (model?, upstream?);
     Some(Deployment {
         id: id.unwrap_or_else(|| default_id(&model, &upstream)),
@@ -117,6 +154,8 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         reserve,
         default_max_tokens,
         unreported,
+        weight: 1,
+        order,
     })
 }
 

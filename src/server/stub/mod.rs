@@ -13,7 +13,7 @@
 //! | `x-stub-prompt-tokens`, `x-stub-completion-tokens` | the tokens used |
 //! | `x-stub-cached-tokens` | how many of the prompt's were read from the cache |
 //! | `x-stub-first-byte-ms`, `x-stub-body-ms` | from the request's last byte to the first byte, and from there to the end |
-//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `negative-usage`, `absurd-usage`, `gzip` (says so; it is not), `html` (the wrong content type), `error-event` (a stream's last), `cut` (in mid-stream) or `hang` (no first byte) |
+//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `529`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `negative-usage`, `absurd-usage`, `gzip` (says so; it is not), `html` (the wrong content type), `error-event` (a stream's last), `cut` (in mid-stream) or `hang` (no first byte) |
 //!
 //! The query's `fault` does what `x-stub-fault` does, for one of several bases.
 
@@ -257,6 +257,7 @@ fn failure(fault: &str, shape: Shape) -> (StatusCode, Option<Response<Body>>) {
         "429" => StatusCode::TOO_MANY_REQUESTS,
         "500" => StatusCode::INTERNAL_SERVER_ERROR,
         "503" => StatusCode::SERVICE_UNAVAILABLE,
+        "529" => StatusCode::from_u16(529).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
         "redirect" => StatusCode::TEMPORARY_REDIRECT,
         _ => return (StatusCode::OK, None),
     };
@@ -266,7 +267,7 @@ fn failure(fault: &str, shape: Shape) -> (StatusCode, Option<Response<Body>>) {
         _ => json!({"error": {"message": message, "type": "stub", "param": null, "code": fault}}),
     };
     let mut response = json_response(status, &error);
-    if status == StatusCode::TOO_MANY_REQUESTS {
+    if status == StatusCode::TOO_MANY_REQUESTS || fault == "529" {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("7"));
     }
     if status == StatusCode::TEMPORARY_REDIRECT {

@@ -126,3 +126,100 @@ async fn a_request_that_only_one_deployment_can_take_is_not_too_large() {
         assert_eq!(answer.header("x-should-retry"), None, "{}", answer.text);
     }
 }
+
+/// A deployment of model `m` with its own limit of requests.
+fn with_requests(id: &str, requests: u64, fields: &str) -> String {
+    let limits = format!("limits: [{{ unit: requests, amount: {requests}, window: 60s }}]");
+    format!("  - {{ id: {id}, model: m, upstream: 'STUB/v1', {limits}, {fields} }}\n")
+}
+
+#[tokio::test]
+async fn a_lower_order_is_spent_before_a_higher_one_is_asked() {
+    let more = [with_requests("c", 4, "order: 3"), with_requests("b", 2, "order: 2")].concat();
+    let bench = Bench::with(Extra { deployment: "order: 7", more: &more, ..Extra::default() }).await;
+    let mut used = Vec::new();
+    for _ in 0..7 {
+        assert_eq!(bench.chat(hello(), &[("x-stub-fault", "zero-usage")]).await.status, StatusCode::OK);
+        used.push(["b", "c", "a"].map(|id| bench.requests_of(id)));
+    }
+    assert_eq!(used[1], [2, 0, 0]);
+    assert_eq!(used[5], [2, 4, 0]);
+    assert_eq!(used[6], [2, 4, 1]);
+    // They had no room, and no request was refused.
+    assert!(!bench.metrics().await.contains("quotum_refused_total{"), "{}", bench.metrics().await);
+}
+
+#[tokio::test]
+async fn deployments_are_asked_in_proportion_to_their_weights_or_else_to_their_limits() {
+    let firsts = async |fields: [&str; 2]| {
+        let more = [with_requests("b", 1_000, fields[0]), with_requests("c", 250, fields[1])].concat();
+        let bench = Bench::with(Extra { deployment: "order: 2", more: &more, ..Extra::default() }).await;
+        for _ in 0..20 {
+            assert_eq!(bench.chat(hello(), &[("x-stub-fault", "zero-usage")]).await.status, StatusCode::OK);
+        }
+        ["b", "c"].map(|id| bench.requests_of(id))
+    };
+    assert_eq!(firsts(["", ""]).await, [16, 4]);
+    assert_eq!(firsts(["weight: 1", "weight: 3"]).await, [5, 15]);
+    assert_eq!(firsts(["", "weight: 4"]).await, [4, 16]);
+    assert_eq!(firsts(["weight: 0", "weight: 1"]).await, [0, 20]);
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_takes_is_one_refusal_with_the_earliest_end() {
+    let bench = Bench::with(Extra { more: &more(&["", ""]), ..Extra::default() }).await;
+    // `b` is paused for 7 s, `a` and `c` are spent until the window ends in 50 s.
+    bench.limiter.get("b").unwrap().pause(bench.limiter.now().plus(std::time::Duration::from_secs(7)));
+    let mut body = hello();
+    body["max_tokens"] = json!(900);
+    for _ in 0..2 {
+        assert_eq!(bench.chat(body.clone(), &[("x-stub-fault", "no-usage")]).await.status, StatusCode::OK);
+    }
+    let answer = bench.chat(body.clone(), &[]).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!((answer.header("x-quotum-refused-by"), left(&answer)), (Some("upstream"), 7));
+    let metrics = bench.metrics().await;
+    let refused: Vec<&str> = metrics.lines().filter(|line| line.starts_with("quotum_refused_total{")).collect();
+    assert_eq!(refused, ["quotum_refused_total{deployment=\"b\",reason=\"upstream_paused\"} 1"]);
+    assert!(metrics.contains("quotum_upstream_paused_seconds{deployment=\"b\"} 7"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_refusal_by_all_limits_is_counted_once() {
+    let bench = Bench::with(Extra { more: &more(&["", ""]), ..Extra::default() }).await;
+    let mut body = hello();
+    body["max_tokens"] = json!(900);
+    for _ in 0..3 {
+        assert_eq!(bench.chat(body.clone(), &[("x-stub-fault", "no-usage")]).await.status, StatusCode::OK);
+    }
+    let answer = bench.chat(body, &[]).await;
+    assert_eq!(answer.header("x-quotum-refused-by"), Some("quotum"));
+    let metrics = bench.metrics().await;
+    let refused = metrics.lines().filter(|line| line.starts_with("quotum_refused_total{"));
+    let counts: Vec<&str> = refused.filter_map(|line| line.rsplit(' ').next()).collect();
+    assert_eq!(counts, ["1"], "{metrics}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_cannot_be_reached_is_left_alone_for_a_while() {
+    let upstream = dead_upstream();
+    let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
+    let first = bench.chat(hello(), &[]).await;
+    assert_eq!((first.status, first.header("retry-after")), (StatusCode::BAD_GATEWAY, None));
+    let second = bench.chat(hello(), &[]).await;
+    assert_eq!((second.status, left(&second)), (StatusCode::BAD_GATEWAY, 1));
+    assert_eq!(second.header("x-quotum-refused-by"), Some("upstream"));
+    assert!(second.error()["message"].as_str().unwrap().contains("nothing was sent"), "{}", second.text);
+    assert_eq!((bench.tokens(), bench.requests()), (0, 0));
+    let metrics = bench.metrics().await;
+    assert!(metrics.contains("{deployment=\"a\",reason=\"upstream_unreachable\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_overloaded_upstream_that_says_until_when_is_left_alone() {
+    let bench = Bench::with(Extra { more: &more(&[""]), ..Extra::default() }).await;
+    let first = bench.chat(hello(), &[("x-stub-fault", "529")]).await;
+    assert_eq!((first.status.as_u16(), bench.sent().await), (529, 1), "it may have been executed");
+    let paused = |id: &str| bench.limiter.get(id).unwrap().paused_until().is_some();
+    assert_eq!((paused("a"), paused("b")), (true, false));
+}
