@@ -13,14 +13,12 @@ use quotum::ledger::{FirstWindow, OnSilence};
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{File, Text};
-use super::scalar::{address, duration, size};
-use super::{
-    ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, PROXY_PORT, Problem, Proxy,
-    Secret,
-};
+use super::scalar::{address, duration};
+use super::{ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Problem};
 
 mod deployment;
 mod mode;
+mod proxy;
 
 /// The longest node name: what a roster message has room for.
 const MAX_NAME: usize = 128;
@@ -286,45 +284,6 @@ impl Check<'_> {
         KeyRing::parse(&text).map_err(|error| self.wrong(setting, format!("{}: {error}", setting.text))).ok()
     }
 
-    fn proxy(&mut self, file: super::file::Proxy, flags: &Flags) -> Proxy {
-        let credentials = file.credentials_file.map(|text| self.written(text, "proxy.credentials_file"));
-        let credentials = credentials.map(|setting| self.credentials(&setting)).unwrap_or_default();
-        let guarded = file.open || !credentials.is_empty();
-        let setting =
-            self.pick(&flags.proxy_listen, "--proxy-listen", "QUOTUM_PROXY_LISTEN", file.listen, "proxy.listen");
-        let whole = setting.as_ref().map(|setting| Setting {
-            text: String::new(),
-            place: setting.place.clone(),
-            field: setting.field.clone(),
-        });
-        let listen = self.listen(setting);
-        if let (Some(at), Some(whole)) = (listen, whole)
-            && !guarded
-            && !is_loopback(at)
-        {
-            self.wrong(
-                &whole,
-                "others can reach this address, and nobody is asked for a credential; set proxy.credentials_file, \
-                 or proxy.open: true if that is meant",
-            );
-        }
-        let max_body = file.max_body.map(|text| self.written(text, "proxy.max_body"));
-        Proxy {
-            listen: listen.unwrap_or(if guarded { Listen::Everywhere(PROXY_PORT) } else { loopback(PROXY_PORT) }),
-            credentials,
-            max_body: self.parsed(max_body, size).unwrap_or(32 << 20),
-        }
-    }
-
-    fn credentials(&mut self, setting: &Setting) -> Vec<Secret> {
-        let Some(text) = self.read(setting) else { return Vec::new() };
-        let credentials: Vec<Secret> = lines(&text).map(Secret::new).collect();
-        if credentials.is_empty() {
-            self.wrong(setting, format!("{} holds no credential; write one a line", setting.text));
-        }
-        credentials
-    }
-
     fn read(&mut self, setting: &Setting) -> Option<String> {
         fs::read_to_string(&setting.text)
             .map_err(|error| {
@@ -337,11 +296,6 @@ impl Check<'_> {
             })
             .ok()
     }
-}
-
-/// Returns the lines that say something.
-fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -52,7 +52,32 @@ pub(super) struct Proxy {
     pub(super) listen: Text,
     pub(super) credentials_file: Text,
     pub(super) open: bool,
+    pub(super) tls: Option<Spanned<Tls>>,
+    pub(super) upstream_ca: Text,
     pub(super) max_body: Text,
+    pub(super) max_connections: Option<Spanned<i64>>,
+    pub(super) max_streams: Option<Spanned<i64>>,
+    pub(super) max_headers: Option<Spanned<i64>>,
+    pub(super) max_header_bytes: Text,
+    pub(super) timeouts: CallerTimeouts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tls {
+    pub(super) certificate: Text,
+    pub(super) key: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CallerTimeouts {
+    pub(super) handshake: Text,
+    pub(super) header: Text,
+    pub(super) body: Text,
+    pub(super) body_idle: Text,
+    pub(super) unread: Text,
+    pub(super) idle: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,6 +8,7 @@
 
 mod check;
 mod file;
+pub(crate) mod named;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
@@ -17,12 +18,15 @@ pub(crate) mod zone;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quotum::cluster::{KeyRing, Seeds};
 use quotum::ledger::{FirstWindow, OnSilence};
 use quotum::{Mode, Quota};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
 
 pub(crate) use scalar::Secret;
 
@@ -73,13 +77,73 @@ pub(crate) enum Listen {
     At(SocketAddr),
 }
 
-/// The proxy port.
+/// The proxy port, and what its callers and upstreams may be.
 #[derive(Clone, Debug)]
 pub(crate) struct Proxy {
     pub(crate) listen: Listen,
     /// What callers may present; empty: no credential is asked for.
     pub(crate) credentials: Vec<Secret>,
+    /// Where they stand; read again on change.
+    pub(crate) credentials_file: Option<PathBuf>,
+    /// `None`: callers speak plain HTTP.
+    pub(crate) tls: Option<Tls>,
+    /// Authorities whose upstreams are believed beside the public ones.
+    pub(crate) upstream_ca: Vec<CertificateDer<'static>>,
     pub(crate) max_body: usize,
+    pub(crate) bounds: Bounds,
+}
+
+/// TLS on the proxy port.
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    /// Where it stands; read again on change.
+    pub(crate) pair: named::Pair,
+    pub(crate) certified: Arc<CertifiedKey>,
+}
+
+/// What a caller may take of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Connections at a time; one more is answered with 503 and closed.
+    pub(crate) connections: usize,
+    /// Requests at a time on one HTTP/2 connection.
+    pub(crate) streams: u32,
+    /// Headers of a request.
+    pub(crate) headers: usize,
+    /// Bytes of all of a request's headers, names and values.
+    pub(crate) header_bytes: usize,
+    /// From accepting a connection to the end of the TLS handshake.
+    pub(crate) handshake: Duration,
+    /// From accepting a connection, or from a request's first byte, to the end of its
+    /// head.
+    pub(crate) header: Duration,
+    /// From a request's head to the end of its body.
+    pub(crate) body: Duration,
+    /// Between two pieces of a request's body.
+    pub(crate) body_idle: Duration,
+    /// How long a connection takes nothing of what is to be written on it.
+    pub(crate) unread: Duration,
+    /// How long a connection is kept without a request.
+    pub(crate) idle: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            connections: 10_000,
+            streams: 250,
+            headers: 100,
+            header_bytes: 64 << 10,
+            handshake: seconds(10),
+            header: seconds(10),
+            body: seconds(300),
+            body_idle: seconds(30),
+            unread: seconds(120),
+            // Over the 60 s for which load balancers commonly keep theirs.
+            idle: seconds(75),
+        }
+    }
 }
 
 /// One upstream model endpoint with its own limits.

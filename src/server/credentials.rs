@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{PoisonError, RwLock};
 
 use axum::http::{HeaderMap, header};
 
@@ -15,26 +16,33 @@ use crate::config::Secret;
 pub(crate) struct Credentials {
     /// Two keyed hashes (SipHash) of each: 128 bits under keys no caller knows, so
     /// that neither a match nor a near miss can be constructed.
-    hashes: Vec<[u64; 2]>,
+    hashes: RwLock<Vec<[u64; 2]>>,
     keys: [RandomState; 2],
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({})", self.hashes.len())
+        f.write_str("Credentials")
     }
 }
 
 impl Credentials {
     pub(crate) fn new(secrets: &[Secret]) -> Self {
         let keys = [RandomState::new(), RandomState::new()];
-        let hashes = secrets.iter().map(|secret| hash(&keys, secret.reveal().as_bytes())).collect();
-        Self { hashes, keys }
+        let credentials = Self { hashes: RwLock::default(), keys };
+        credentials.replace(secrets);
+        credentials
+    }
+
+    /// Accepts these from now on, and no others.
+    pub(crate) fn replace(&self, secrets: &[Secret]) {
+        let hashes = secrets.iter().map(|secret| hash(&self.keys, secret.reveal().as_bytes())).collect();
+        *self.hashes.write().unwrap_or_else(PoisonError::into_inner) = hashes;
     }
 
     /// Returns whether nobody is asked for a credential.
     pub(crate) fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
+        self.hashes.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Returns whether the request carries an accepted credential, as bearer or
@@ -51,7 +59,8 @@ impl Credentials {
     fn knows(&self, presented: &[u8]) -> bool {
         let presented = hash(&self.keys, presented);
         // Every hash is compared in full, whatever the earlier ones were.
-        let found = self.hashes.iter().fold(0u64, |found, known| {
+        let hashes = self.hashes.read().unwrap_or_else(PoisonError::into_inner);
+        let found = hashes.iter().fold(0u64, |found, known| {
             let difference = (known[0] ^ presented[0]) | (known[1] ^ presented[1]);
             found | u64::from(std::hint::black_box(difference) == 0)
         });

@@ -1,51 +1,39 @@
-//! Listening: where, and until when.
+//! Listening: where, how many, and until when.
 //!
-//! Knows addresses and connections. Must not know what is served. The invariants it
-//! keeps: an address that cannot be had is an error that names it; and neither a caller
-//! that says nothing nor one that never finishes its request can keep a pod from stopping.
+//! Knows addresses and how many connections there are. Must not know what is spoken on
+//! them. The invariants it keeps: an address that cannot be had is an error that names
+//! it; and there are never more connections than the bound.
 
-use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{ConnectInfo, Request};
-use axum::{BoxError, Router};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Sleep;
-use tower::ServiceExt;
 
-use crate::config::Listen;
-
-/// How long the head of a request may take, and so how long a connection is kept between
-/// two requests: over the 60 s for which load balancers commonly keep theirs.
-const HEAD_WITHIN: Duration = Duration::from_secs(75);
-
-/// How long a request's body may pause.
-const BODY_IDLE: Duration = Duration::from_secs(30);
-
-/// How often an HTTP/2 caller is asked whether it is still there, and how long it may take
-/// to say so.
-const ALIVE_EVERY: Duration = Duration::from_secs(30);
-const ALIVE_WITHIN: Duration = Duration::from_secs(20);
-
-/// How long a connection without a whole request may stay once we are stopping.
-const UNASKED: Duration = Duration::from_secs(2);
+use super::connection;
+use super::tls::Tls;
+use crate::config::{Bounds, Listen};
 
 /// How long to wait when the operating system has no connection to give, mostly because
 /// the process may open no more files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// What a caller reads that is one too many; a load balancer goes to another pod.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+content-length: 146\r\nconnection: close\r\n\r\n{\"error\":{\"message\":\"This pod serves as many connections as it \
+may; try again.\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+
+/// What callers meet at a port.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    /// `None`: plain HTTP.
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) bounds: Bounds,
+}
 
 /// Binds a port.
 ///
@@ -73,18 +61,33 @@ pub(crate) fn name(listen: Listen) -> String {
 }
 
 /// Serves until `stop` turns true, then lets the requests in flight end.
-pub(crate) async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    door: Door,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let door = Arc::new(door);
     let mut connections = JoinSet::new();
+    let mut is_full = false;
     loop {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
+                Ok((io, _)) if connections.len() >= door.bounds.connections => {
+                    if !std::mem::replace(&mut is_full, true) {
+                        let bound = door.bounds.connections;
+                        tracing::warn!(bound, "connections are refused: there are max_connections of them");
+                    }
+                    refuse(&io, door.tls.is_some());
+                }
                 Ok((io, from)) => {
+                    is_full = false;
                     // Small answers must not wait for acknowledgements; without it they are only slow.
                     let _ = io.set_nodelay(true);
-                    connections.spawn(converse(io, from, router.clone(), stop.clone()));
+                    connections.spawn(connection::serve(io, from, router.clone(), door.clone(), stop.clone()));
                 }
                 Err(error) if is_callers(&error) => {}
                 Err(error) => {
@@ -99,7 +102,15 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut stop: watch
     Ok(())
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Says no without waiting for anything: with words, where they need no handshake.
+fn refuse(io: &TcpStream, has_tls: bool) {
+    if !has_tls {
+        let _ = io.try_write(FULL);
+    }
+}
+
+/// Resolves once `stop` is true.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone is a process that ends.
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -108,94 +119,4 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 fn is_callers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-/// Serves one connection to its end.
-async fn converse(io: TcpStream, from: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
-    // Every request in flight holds a share of it.
-    let in_flight = Arc::new(());
-    let count = Arc::downgrade(&in_flight);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (router, in_flight) = (router.clone(), in_flight.clone());
-        async move {
-            let mut request = request.map(|body| Body::new(Arriving { body, silence: None }));
-            request.extensions_mut().insert(ConnectInfo(from));
-            let Ok(response) = router.oneshot(request).await;
-            Ok::<_, Infallible>(response.map(|body| Answering { body, _in_flight: in_flight }))
-        }
-    });
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
-    let mut http2 = server.http2();
-    http2.timer(TokioTimer::new()).keep_alive_interval(ALIVE_EVERY).keep_alive_timeout(ALIVE_WITHIN);
-    let mut connection = pin!(server.serve_connection(TokioIo::new(io), service));
-    tokio::select! {
-        biased;
-        // Its errors are the caller's: it hung up, or it does not speak HTTP.
-        _ = connection.as_mut() => return,
-        () = stopped(&mut stop) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    loop {
-        tokio::select! {
-            biased;
-            _ = connection.as_mut() => return,
-            // The service itself holds one share.
-            () = tokio::time::sleep(UNASKED) => if count.strong_count() <= 1 { return },
-        }
-    }
-}
-
-/// A request's body that ends when nothing comes any more.
-struct Arriving {
-    body: Incoming,
-    /// Set while it is waited for.
-    silence: Option<Pin<Box<Sleep>>>,
-}
-
-impl http_body::Body for Arriving {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
-        }
-        let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_IDLE)));
-        ready!(silence.as_mut().poll(cx));
-        Poll::Ready(Some(Err("the caller stopped in the middle of its request".into())))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// An answer's body that says by being there that it is still under way.
-struct Answering {
-    body: Body,
-    _in_flight: Arc<()>,
-}
-
-impl http_body::Body for Answering {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

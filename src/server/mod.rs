@@ -6,6 +6,7 @@
 
 mod admin;
 mod body;
+mod connection;
 mod credentials;
 mod date;
 mod dialect;
@@ -15,12 +16,14 @@ mod metering;
 mod pause;
 mod proxy;
 mod refusal;
+mod reread;
 mod routing;
 mod search;
 mod sse;
 pub(crate) mod stub;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upstream;
 
 use std::io::Write;
@@ -103,23 +106,27 @@ pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
     let cluster = join(&config, &limiter).await?;
     let telemetry = Arc::new(Telemetry::new());
     let credentials = Arc::new(credentials::Credentials::new(&config.proxy.credentials));
-    let clients = config.deployments.iter().map(|deployment| upstream::Client::tcp(deployment.timeouts));
-    let mut clients = clients.collect::<Result<Vec<_>, _>>()?.into_iter();
-    let fallback = upstream::Client::tcp(Timeouts::default())?;
+    let certified = config.proxy.tls.as_ref().map(|tls| tls.certified.clone());
+    let tls = certified.map(tls::Tls::new).transpose()?.map(Arc::new);
+    let files = reread::Files::new(&config.proxy, &credentials, tls.as_ref());
+    let upstream_tls = tls::client(&config.proxy.upstream_ca)?;
     let proxy = proxy::Proxy::new(
         &config.deployments,
         &limiter,
         credentials.clone(),
-        config.proxy.max_body,
+        &config.proxy,
         telemetry.clone(),
-        |_| clients.next().unwrap_or_else(|| fallback.clone()),
+        |deployment| upstream::Client::tcp(deployment.timeouts, upstream_tls.clone()),
     )?;
     let admin = admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry, &config.deployments);
     announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
 
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_stopped));
-    let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), stopped));
+    let doors = [listen::Door::default(), listen::Door { tls, bounds: config.proxy.bounds }];
+    let [admin_door, proxy_door] = doors;
+    let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_door, admin_stopped));
+    let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), proxy_door, stopped));
+    tokio::spawn(files.watch());
     tokio::select! {
         biased;
         number = signals.next() => tracing::info!(signal = number, "draining"),

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -18,6 +19,7 @@ use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
 
 use super::body::{Form, Metered};
+use super::connection::SlowSender;
 use super::credentials::Credentials;
 use super::dialect::{
     AnthropicMessages, BadRequest, Call, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
@@ -28,8 +30,8 @@ use super::pause;
 use super::refusal::{self, Family, Refusal};
 use super::routing::{Place, Route, Routes};
 use super::search::Search;
-use super::upstream::{Client, Failure, Target, Upstream, is_hop_by_hop, named_by_connection};
-use crate::config::Deployment;
+use super::upstream::{Client, Failure, Target, Upstream, is_hop_by_hop, is_one_of, named_by_connection};
+use crate::config::{self, Bounds, Deployment};
 use crate::telemetry::Telemetry;
 
 /// One deployment, ready to serve.
@@ -48,6 +50,7 @@ pub(crate) struct Proxy {
     limiter: Limiter,
     credentials: Arc<Credentials>,
     max_body: usize,
+    bounds: Bounds,
     telemetry: Arc<Telemetry>,
 }
 
@@ -60,7 +63,7 @@ impl Proxy {
         deployments: &[Deployment],
         limiter: &Limiter,
         credentials: Arc<Credentials>,
-        max_body: usize,
+        config: &config::Proxy,
         telemetry: Arc<Telemetry>,
         mut client: impl FnMut(&Deployment) -> Client,
     ) -> Result<Arc<Self>, UnknownDeployment> {
@@ -76,8 +79,8 @@ impl Proxy {
             models.entry(deployment.model.clone()).or_default().push((served, place));
         }
         let models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
-        let limiter = limiter.clone();
-        Ok(Arc::new(Self { models, limiter, credentials, max_body, telemetry }))
+        let (limiter, max_body, bounds) = (limiter.clone(), config.max_body, config.bounds);
+        Ok(Arc::new(Self { models, limiter, credentials, max_body, bounds, telemetry }))
     }
 
     /// Returns the proxy's endpoints.
@@ -99,14 +102,51 @@ impl Proxy {
 
     /// Answers one request in one dialect, whatever becomes of it.
     async fn answer(&self, dialect: Arc<dyn Dialect>, request: Request) -> Response<Body> {
-        let family = dialect.family();
-        self.serve(dialect, request).await.unwrap_or_else(|refusal| refusal.response(family))
+        let (head, mut body) = request.into_parts();
+        match self.serve(&dialect, &head, &mut body).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                self.discard(&head, body).await;
+                refusal.response(dialect.family())
+            }
+        }
+    }
+
+    /// Refuses a request, and first its caller.
+    async fn refuse(&self, request: Request, refusal: impl FnOnce(&Parts) -> Refusal) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let refused = self.refuse_caller(&head.headers).err();
+        let refusal = refused.unwrap_or_else(|| refusal(&head));
+        self.discard(&head, body).await;
+        refusal.response(family(head.uri.path()))
+    }
+
+    /// Reads what is left of a refused request's body, within reason: closed on a caller
+    /// that still writes, a connection takes the answer with it.
+    async fn discard(&self, head: &Parts, mut body: Body) {
+        if head.version > Version::HTTP_11 || head.headers.contains_key(header::EXPECT) {
+            return;
+        }
+        let mut left = self.max_body.saturating_mul(2);
+        let reading = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(self.bounds.body_idle, reading).await;
     }
 
     /// Serves one request in one dialect.
-    async fn serve(&self, dialect: Arc<dyn Dialect>, request: Request) -> Result<Response<Body>, Refusal> {
-        self.refuse_caller(request.headers())?;
-        let (head, body) = request.into_parts();
+    async fn serve(
+        &self,
+        dialect: &Arc<dyn Dialect>,
+        head: &Parts,
+        body: &mut Body,
+    ) -> Result<Response<Body>, Refusal> {
+        self.refuse_caller(&head.headers)?;
         if dialect.is_known() {
             refuse_type(&head.headers)?;
         }
@@ -145,7 +185,7 @@ impl Proxy {
                 continue;
             }
             let mut response = match sent {
-                Ok(answer) => pass(answer, charge, dialect, &call, served),
+                Ok(answer) => pass(answer, charge, dialect.clone(), &call, served),
                 Err(failure) => {
                     charge.settle_unanswered();
                     failed(failure).response(family)
@@ -175,8 +215,9 @@ impl Proxy {
         }
     }
 
-    /// Refuses a caller without an accepted credential.
+    /// Refuses a caller without an accepted credential, or with too many headers.
     fn refuse_caller(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        self.refuse_headers(headers)?;
         if self.credentials.is_empty() || self.credentials.accept(headers) {
             return Ok(());
         }
@@ -186,15 +227,35 @@ impl Proxy {
         Err(refusal)
     }
 
-    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    fn refuse_headers(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Bounds { headers: most, header_bytes: most_bytes, .. } = self.bounds;
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if headers.len() <= most && bytes <= most_bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "The request has {} headers of {bytes} bytes; this proxy takes {most} headers of {most_bytes} bytes.",
+            headers.len()
+        );
+        let (status, code) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some("headers_too_large"));
+        Err(Refusal::invalid(status, message, None, code))
+    }
+
+    async fn read(&self, headers: &HeaderMap, body: &mut Body) -> Result<Bytes, Refusal> {
         let too_large = || {
             let message =
                 format!("The request's body is larger than {} bytes, the most this proxy takes.", self.max_body);
             Refusal::invalid(StatusCode::PAYLOAD_TOO_LARGE, message, None, Some("request_too_large"))
         };
-        if is_encoded(headers) {
-            let message = "Encoded request bodies are not understood: send the body without content-encoding.";
-            return Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None, None));
+        if let Some(encoding) = encoding(headers) {
+            let message = format!(
+                "The request's body is encoded as {}, which is not understood here: send it without content-encoding.",
+                String::from_utf8_lossy(encoding)
+            );
+            let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_encoding"));
+            let mut refusal = Refusal::invalid(status, message, None, code);
+            refusal.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            return Err(refusal);
         }
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body as u64) {
@@ -203,6 +264,10 @@ impl Proxy {
         match Limited::new(body, self.max_body).collect().await {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+            Err(error) if is_slow(&*error) => {
+                let message = "The request's body did not come in time.";
+                Err(Refusal::invalid(StatusCode::REQUEST_TIMEOUT, message, None, Some("request_timeout")))
+            }
             Err(_) => Err(Refusal::invalid(StatusCode::BAD_REQUEST, "The request's body broke off.", None, None)),
         }
     }
@@ -236,20 +301,27 @@ fn pass(
     if status.is_redirection() {
         // Followed by a caller's SDK it would lead the prompt past every limit.
         charge.settle_failed();
-        let message = "The upstream answered with a redirect.";
+        let message = "The upstream answered with a redirect, which is neither followed nor passed on: its address in \
+                       this proxy's configuration is not where its API is.";
         return Refusal::upstream(StatusCode::BAD_GATEWAY, message, "upstream_redirect").response(dialect.family());
+    }
+    if status.is_informational() {
+        // Nobody asked it to speak something else than HTTP.
+        charge.settle_failed();
+        let message = "The upstream answered with a change of protocol that nobody asked for.";
+        return Refusal::upstream(StatusCode::BAD_GATEWAY, message, "upstream_cut").response(dialect.family());
     }
     let may_have_worked = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
     if status.is_client_error() && !may_have_worked {
         charge.settle_rejected();
     }
-    let named: Vec<String> = named_by_connection(&head.headers).into_iter().map(str::to_owned).collect();
+    let named = named_by_connection(&head.headers);
     let kept = head.headers.iter().filter(|(name, _)| {
-        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && !named.iter().any(|other| name.as_str() == other)
+        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && *name != header::ALT_SVC && !is_one_of(&named, name)
     });
     let mut headers: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     let is_stream = status.is_success() && is_event_stream(&headers);
-    let form = if is_encoded(&headers) {
+    let form = if encoding(&headers).is_some() {
         Form::Unreadable
     } else if is_stream {
         // Its length changes where a chunk is hidden.
@@ -262,7 +334,7 @@ fn pass(
         headers.insert(refusal::REFUSED_BY, HeaderValue::from_static("upstream"));
     }
     head.headers = headers;
-    head.version = axum::http::Version::default();
+    head.version = Version::default();
     head.extensions.clear();
     Response::from_parts(head, Body::new(Metered::new(body, charge, dialect, form, served.upstream.idle())))
 }
@@ -277,12 +349,15 @@ fn media_type(content_type: &[u8]) -> &[u8] {
     content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
-/// Returns whether a body is not what it says but that in another encoding.
-fn is_encoded(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+/// Returns in what else a body comes than in what it says it is.
+fn encoding(headers: &HeaderMap) -> Option<&[u8]> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    encodings.map(<[u8]>::trim_ascii).find(|encoding| !encoding.eq_ignore_ascii_case(b"identity"))
+}
+
+/// Returns whether a body's error is that it did not come in time.
+fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<SlowSender>())
 }
 
 fn failed(failure: Failure) -> Refusal {
@@ -325,8 +400,17 @@ async fn other(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Bo
 /// Returns whether a path would leave the upstream's base, where our key opens more than
 /// its models.
 fn leads_elsewhere(path: &str) -> bool {
-    let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
-    decoded.split(['/', '\\']).any(|segment| segment == ".." || segment == ".")
+    let mut plain = path.to_ascii_lowercase();
+    loop {
+        // However often it is decoded on its way.
+        let decoded = plain.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\").replace("%25", "%");
+        if decoded == plain {
+            break;
+        }
+        plain = decoded;
+    }
+    let segments = plain.split(['/', '\\']).map(|segment| segment.split(';').next());
+    segments.into_iter().any(|segment| matches!(segment, Some("." | "..")))
 }
 
 /// Returns whose errors a caller of this path expects.
@@ -377,16 +461,13 @@ fn json_response(value: Value) -> Response<Body> {
 }
 
 async fn unknown(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
-    let refused = proxy.refuse_caller(request.headers()).err();
-    let refusal = refused.unwrap_or_else(|| unknown_url(request.method(), request.uri().path()));
-    refusal.response(family(request.uri().path()))
+    proxy.refuse(request, |head| unknown_url(&head.method, head.uri.path())).await
 }
 
 async fn wrong_method(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Body> {
-    let refused = proxy.refuse_caller(request.headers()).err();
-    let refusal = refused.unwrap_or_else(|| {
-        let message = format!("Not allowed to {} on {}.", request.method(), request.uri().path());
+    let refusal = |head: &Parts| {
+        let message = format!("Not allowed to {} on {}.", head.method, head.uri.path());
         Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, message, None, Some("method_not_supported"))
-    });
-    refusal.response(family(request.uri().path()))
+    };
+    proxy.refuse(request, refusal).await
 }

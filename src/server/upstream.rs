@@ -29,6 +29,18 @@ use crate::config::{Deployment, Timeouts};
 /// balancers commonly forget one.
 const KEEP_IDLE: Duration = Duration::from_secs(50);
 
+/// How much of one answer may be under way on HTTP/2, and of all answers on one connection:
+/// an answer that its caller does not read holds the first, and must leave room for others
+/// in the second.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// How often an upstream is asked on HTTP/2 whether it is still there while it owes an
+/// answer, and how long it may take to say so: a connection that died silently would take
+/// every request with it.
+const ALIVE_EVERY: Duration = Duration::from_secs(20);
+const ALIVE_WITHIN: Duration = Duration::from_secs(20);
+
 type Sending = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
 
 /// An HTTP client over whatever connector it was built with.
@@ -48,27 +60,27 @@ impl Client {
         C: Connect + Clone + Send + Sync + 'static,
     {
         let client = HyperClient::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(KEEP_IDLE)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(ALIVE_EVERY)
+            .http2_keep_alive_timeout(ALIVE_WITHIN)
             .build(connector);
         Self(Arc::new(move |request| Box::pin(client.request(request))))
     }
 
-    /// Returns a client over TCP, with TLS where the scheme asks for it.
-    ///
-    /// # Errors
-    /// If rustls cannot offer its default protocol versions with ring.
-    pub(crate) fn tcp(timeouts: Timeouts) -> Result<Self, rustls::Error> {
+    /// Returns a client over TCP, with TLS where the scheme asks for it, and with HTTP/2
+    /// where the upstream offers it there.
+    pub(crate) fn tcp(timeouts: Timeouts, tls: rustls::ClientConfig) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(timeouts.connect));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        let tls = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(tcp);
-        Ok(Self::over(tls))
+        Self::over(
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp),
+        )
     }
 }
 
@@ -166,7 +178,7 @@ impl Upstream {
         let mut headers = HeaderMap::with_capacity(from.len() + 1);
         let named = named_by_connection(from);
         for (name, value) in from {
-            if !is_hop_by_hop(name) && !WITHHELD.contains(name) && !named.contains(&name.as_str()) {
+            if !is_hop_by_hop(name) && !WITHHELD.contains(name) && !is_one_of(&named, name) {
                 headers.append(name, value.clone());
             }
         }
@@ -215,9 +227,14 @@ pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 /// Returns the headers that `connection` names as its own.
-pub(super) fn named_by_connection(headers: &HeaderMap) -> Vec<&str> {
-    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).collect()
+pub(super) fn named_by_connection(headers: &HeaderMap) -> Vec<&[u8]> {
+    let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
+    values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect()
+}
+
+/// Returns whether `connection` names this header.
+pub(super) fn is_one_of(named: &[&[u8]], name: &HeaderName) -> bool {
+    named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
 }
 
 /// A request's body that tells when it is first read.

@@ -2,11 +2,14 @@
 //! is the stub on loopback, and the clock stands still.
 
 mod admin;
+mod callers;
 mod dialects;
 mod failures;
+mod input;
 mod others;
 mod refusals;
 mod routing;
+mod secured;
 mod usage;
 
 use std::sync::Arc;
@@ -24,7 +27,7 @@ use super::credentials::Credentials;
 use super::proxy::Proxy;
 use super::stub::{Behaviour, Stub};
 use super::upstream::Client;
-use crate::config::{Flags, parse};
+use crate::config::{Bounds, Deployment, Flags, parse};
 use crate::telemetry::Telemetry;
 
 /// A clock that stands still in the middle of a minute: windows never roll in a test.
@@ -56,6 +59,7 @@ struct Bench {
     admin: Router,
     limiter: Limiter,
     stub: String,
+    bounds: Bounds,
 }
 
 impl Bench {
@@ -84,13 +88,13 @@ impl Bench {
         let telemetry = Arc::new(Telemetry::new());
         let secrets: Vec<_> = extra.credentials.iter().map(|text| crate::config::Secret::new(*text)).collect();
         let credentials = Arc::new(Credentials::new(&secrets));
-        let max_body = config.proxy.max_body;
+        let tls = super::tls::client(&config.proxy.upstream_ca).unwrap();
+        let client = |deployment: &Deployment| Client::tcp(deployment.timeouts, tls.clone());
         let proxy =
-            Proxy::new(&config.deployments, &limiter, credentials.clone(), max_body, telemetry.clone(), |deployment| {
-                Client::tcp(deployment.timeouts).unwrap()
-            });
+            Proxy::new(&config.deployments, &limiter, credentials.clone(), &config.proxy, telemetry.clone(), client);
         let admin = Admin::new(limiter.clone(), None, credentials, telemetry, &config.deployments);
-        Self { router: proxy.unwrap().router(), admin: admin.router(), limiter, stub }
+        let bounds = config.proxy.bounds;
+        Self { router: proxy.unwrap().router(), admin: admin.router(), limiter, stub, bounds }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {

@@ -19,7 +19,7 @@ impl Bench {
     }
 
     /// Returns how many requests the stub has seen.
-    async fn sent(&self) -> usize {
+    pub(super) async fn sent(&self) -> usize {
         let ledger = crate::client::Client::new().json(&format!("{}/_ledger", self.stub)).await.unwrap();
         ledger.as_array().unwrap().len()
     }
