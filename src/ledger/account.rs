@@ -7,13 +7,15 @@
 //! replicas together never exceed the sum of the shares.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crdts::{CmRDT, Dot, VClock};
 
 use super::message::Row;
 use super::mode::Mode;
+use super::quota::Key;
 use super::roster::Place;
-use super::window::Window;
+use super::window::{Timestamp, Window};
 use crate::wallet::{After, Miss, Wallet};
 
 /// A replica's number within one ledger; 0 is this replica.
@@ -39,7 +41,12 @@ const RING: usize = 4;
 pub(crate) struct WalletRing {
     purses: [Purse; RING],
     /// Units refused since the last tick: demand that never reached a wallet.
-    pub(crate) refused: std::sync::atomic::AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Requests in `[from, until)` are checked against it, in unix ms. For whoever is out of
+    /// line: a hit never looks, because a window outside is not open, and one that is cut
+    /// short carries the parked bit.
+    from: AtomicU64,
+    until: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -51,13 +58,40 @@ struct Purse {
 }
 
 impl WalletRing {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(from: Timestamp) -> Self {
         // A generation that no window of the purse's own place has: closed.
         let closed = |place: usize| Purse {
             spendable: Wallet::open(place as u64 + 1, 0),
             refunded: Wallet::open(place as u64 + 1, 0),
         };
-        Self { purses: std::array::from_fn(closed), refused: std::sync::atomic::AtomicU64::new(0) }
+        Self {
+            purses: std::array::from_fn(closed),
+            refused: AtomicU64::new(0),
+            from: AtomicU64::new(from.unix_ms()),
+            until: AtomicU64::new(Timestamp::NEVER.unix_ms()),
+        }
+    }
+
+    /// Returns from when on requests are checked against it.
+    pub(crate) fn from(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.from.load(Ordering::Relaxed))
+    }
+
+    /// Returns from when on they are no longer.
+    pub(crate) fn until(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.until.load(Ordering::Relaxed))
+    }
+
+    /// Sets it. Never to or from an instant that a reservation made by now, with its edge,
+    /// could reach: what a permit was charged follows from this.
+    pub(crate) fn end_at(&self, until: Timestamp) {
+        self.until.store(until.unix_ms(), Ordering::Relaxed);
+    }
+
+    /// Says whether requests at this instant are checked against it.
+    #[inline]
+    pub(crate) fn is_in_force(&self, at: Timestamp) -> bool {
+        self.from() <= at && at < self.until()
     }
 
     #[inline]
@@ -159,6 +193,8 @@ impl Usage {
 /// One (key, window) on one replica.
 #[derive(Debug)]
 pub(crate) struct Account {
+    /// In which version: whatever is configured later, this window keeps it.
+    pub(crate) key: Key,
     pub(crate) window: Window,
     /// This replica's place when the window was frozen; `None` until then, and for ever
     /// if it is not entitled.
@@ -192,9 +228,10 @@ pub(crate) struct Account {
 
 impl Account {
     /// Opens the account and its purse, without rights.
-    pub(crate) fn open(window: Window, ring: &WalletRing) -> Self {
+    pub(crate) fn open(key: Key, window: Window, ring: &WalletRing) -> Self {
         ring.open(window.number());
         Self {
+            key,
             window,
             place: None,
             rights: 0,
@@ -223,10 +260,10 @@ impl Account {
     }
 
     /// Credits this replica's share, and what the mode allows beyond it. Once.
-    pub(crate) fn freeze(&mut self, place: Place, amount: u64, mode: Mode, ring: &WalletRing) {
+    pub(crate) fn freeze(&mut self, place: Place, mode: Mode, ring: &WalletRing) {
         assert!(self.place.is_none(), "a window is frozen once");
         self.place = Some(place);
-        let share = place.share(amount);
+        let share = place.share(self.key.quota.amount());
         let allowance = mode.allowance(share);
         self.rights += share;
         self.allowance += allowance;
@@ -377,17 +414,19 @@ fn grow(half: &mut VClock<u16>, actor: Actor, total: u64, sum: &mut i64, sign: i
 #[cfg(test)]
 mod tests {
     use super::super::mode::Portion;
+    use super::super::quota::{LimitId, Quota};
     use super::super::window::{Timestamp, WindowLength};
     use super::*;
 
     /// A hit may come between the look at what is owned and the debit.
     #[test]
     fn a_gift_that_an_allowance_would_pay_for_is_not_made() {
-        let ring = WalletRing::new();
+        let ring = WalletRing::new(Timestamp::ZERO);
+        let key = Key { limit: LimitId::of("a"), quota: Quota::tokens(1_000).per_minute() };
         let window = WindowLength::MINUTE.window_at(Timestamp::from_unix_ms(60_000));
-        let mut account = Account::open(window, &ring);
+        let mut account = Account::open(key, window, &ring);
         let mode = Mode::Elastic { beta: Portion::percent(10) };
-        account.freeze(Place { replicas: 2, rank: None }, 1_000, mode, &ring);
+        account.freeze(Place { replicas: 2, rank: None }, mode, &ring);
         assert_eq!((account.owned(&ring), ring.balance(window.number())), (500, 550));
         assert_eq!(account.give(Actor(1), 501, &ring), 0);
         assert_eq!(account.give(Actor(1), 500, &ring), 500);

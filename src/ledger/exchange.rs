@@ -37,8 +37,7 @@ impl Ledger {
         let Some(waiting_ms) = self.waiting_ms(limit, now) else { return };
         for position in 0..self.limits[limit].keys.len() {
             let key = self.limits[limit].keys[position];
-            let (window, next) = self.parked_windows(key, now);
-            for window in [Some(window), next].into_iter().flatten() {
+            for window in self.parked_windows(key, now) {
                 let balance = self.keys[key].ring.balance(window.number());
                 let missing = i128::from(self.parked_amount(key)) - i128::from(balance);
                 if missing > 0 {
@@ -91,6 +90,9 @@ impl Ledger {
         }
         for key in self.active.clone() {
             let state = &self.keys[key];
+            if !state.own || !state.ring.is_in_force(now) {
+                continue;
+            }
             let window = window_of(state, now);
             let owned = state.owned(window.number());
             let low = (state.demand * PREFETCH_HORIZON_S).max(3 * state.typical).min(state.key.quota.amount());
@@ -129,11 +131,7 @@ impl Ledger {
 
     /// Answers a rights request with rights, or with a row that says why not.
     pub(super) fn handle_request(&mut self, from: ReplicaId, request: &RightsRequest, now: Timestamp) {
-        let Some(&key) = self.by_key.get(&request.key) else {
-            self.ignored.unknown_key += 1;
-            return;
-        };
-        let Some(window) = request.key.quota.window().window_of(request.window) else {
+        let Some((key, window)) = self.find_or_hold(&request.key, request.window, now) else {
             self.ignored.unknown_key += 1;
             return;
         };
@@ -165,6 +163,9 @@ impl Ledger {
         for key in self.active.clone() {
             let windows: Vec<Window> = self.keys[key].open.values().map(|account| account.window).collect();
             for window in windows.into_iter().filter(|window| window.end() > now) {
+                if self.keys[key].is_cut_off(window, now) {
+                    continue;
+                }
                 let owned = self.keys[key].owned(window.number());
                 if owned <= 0 {
                     continue;
@@ -224,9 +225,11 @@ impl Ledger {
     fn donors(&self, key: usize, window: Window, now: Timestamp) -> impl Iterator<Item = (Actor, ReplicaId, u64)> + '_ {
         let account = self.keys[key].open.get(&window.number());
         let replicas = self.roster.peers().count() as u64 + 1;
-        let even = self.keys[key].key.quota.amount() / replicas;
+        let even = self.keys[key].version_at(window.start()).quota.amount() / replicas;
+        let unit = self.keys[key].key.quota.unit();
         let others = &self.limits[self.keys[key].limit].mismatches;
-        self.roster.peers().filter(|(id, _)| !others.contains_key(id)).filter_map(move |(id, _)| {
+        let differs = move |id: &ReplicaId| others.get(&(*id, unit)).is_some_and(|other| other.quota.is_some());
+        self.roster.peers().filter(move |(id, _)| !differs(id)).filter_map(move |(id, _)| {
             let actor = *self.by_actor.get(&id)?;
             let hint = match account.and_then(|account| account.peers.get(&actor)).filter(|row| row.said) {
                 Some(row) => row.spendable.max(0) as u64,
@@ -292,7 +295,7 @@ impl Ledger {
         account.peers.entry(actor).or_default().asked_ms = now.unix_ms();
         self.next_seq += 1;
         let request = RightsRequest {
-            key: state.key,
+            key: account.key,
             window: window.id(),
             seq: self.next_seq,
             need: wanted.need,
@@ -342,7 +345,7 @@ impl Ledger {
     ) -> u64 {
         let state = &self.keys[key];
         let owned = state.owned(window.number());
-        if owned <= 0 {
+        if owned <= 0 || state.is_cut_off(window, now) {
             return 0;
         }
         let owned = owned as u64;

@@ -24,6 +24,8 @@
 
 mod account;
 mod exchange;
+mod held;
+mod limits;
 mod message;
 mod mode;
 mod parking;
@@ -33,6 +35,7 @@ mod random;
 mod roll;
 mod roster;
 mod status;
+mod version;
 mod window;
 mod zone;
 
@@ -54,12 +57,13 @@ pub use self::roster::{
     RosterSettings,
 };
 pub use self::status::{Counters, LimitStatus, Mismatch, Overshoot, PeerStatus, Status};
+pub use self::version::Switch;
 pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
 pub use self::zone::{Day, Zone, ZoneError};
 
-pub(crate) use self::account::WalletRing;
-use self::account::{Account, Actor};
-use self::parking::Parked;
+use self::account::Actor;
+pub(crate) use self::limits::Counter;
+use self::limits::{KeyState, Limit, Shape};
 pub(crate) use self::parking::{Admission, Ask, Ticket};
 use self::random::SplitMix64;
 
@@ -86,11 +90,22 @@ pub struct Ledger {
     limits: Vec<Limit>,
     by_limit: BTreeMap<LimitId, usize>,
     keys: Vec<KeyState>,
-    by_key: BTreeMap<Key, usize>,
+    by_shape: BTreeMap<Shape, usize>,
     /// Keys with an open window: a tick costs nothing for the others.
     active: BTreeSet<usize>,
     /// The longest window of any key.
     longest: Duration,
+    /// Limits that the configuration no longer names.
+    unconfigured: BTreeSet<usize>,
+    /// Limits of which something changes later.
+    switching: BTreeSet<usize>,
+    /// Keys that no request is checked against any more.
+    running_out: BTreeSet<usize>,
+    /// Places of limits and keys that are gone.
+    free_limits: Vec<usize>,
+    free_keys: Vec<usize>,
+    /// Whether counters have changed since [`Ledger::take_switched`].
+    switched: bool,
     actors: Vec<ReplicaId>,
     by_actor: BTreeMap<ReplicaId, Actor>,
     peers: BTreeMap<ReplicaId, Peer>,
@@ -107,37 +122,6 @@ pub struct Ledger {
     served: VecDeque<(Ticket, Admission)>,
     notes: VecDeque<Note>,
     ignored: Ignored,
-}
-
-/// One limit: the quotas that requests of its deployments are checked against together,
-/// and the requests that wait for them.
-#[derive(Debug)]
-struct Limit {
-    name: Arc<str>,
-    mode: Mode,
-    /// In key order: the order in which several claims are taken.
-    keys: Vec<usize>,
-    queue: VecDeque<Parked>,
-    /// When rights are asked for again while requests are parked.
-    ask_again: Timestamp,
-    refused: BTreeMap<&'static str, u64>,
-    observed: u64,
-    mismatches: BTreeMap<ReplicaId, Quota>,
-}
-
-#[derive(Debug)]
-struct KeyState {
-    key: Key,
-    limit: usize,
-    mode: Mode,
-    ring: Arc<WalletRing>,
-    open: BTreeMap<u64, Account>,
-    /// Units offered per second, admitted or not, smoothed over one second.
-    demand: u64,
-    /// The mean request in units, smoothed over 16 requests that took the slow path.
-    typical: u64,
-    /// Of closed windows.
-    closed: Counters,
 }
 
 /// What is known of a peer as a sender of frames.
@@ -171,6 +155,8 @@ pub struct Ignored {
     pub stale_request: u64,
     /// More distinct replicas than a ledger can name.
     pub too_many_replicas: u64,
+    /// For a limit this replica does not have, when it holds as many for peers as it may.
+    pub too_many_keys: u64,
 }
 
 /// What happened that an operator may want to read in a log.
@@ -220,23 +206,6 @@ impl fmt::Display for Note {
     }
 }
 
-/// What the hot path needs of one key.
-#[derive(Clone, Debug)]
-pub(crate) struct Counter {
-    pub(crate) key: Key,
-    pub(crate) ring: Arc<WalletRing>,
-}
-
-impl Counter {
-    /// Returns the number of the window that `unix_ms` falls into, and how many
-    /// milliseconds of it are left: at least one.
-    #[inline]
-    pub(crate) fn place_at(&self, unix_ms: u64) -> (u64, u64) {
-        let length_ms = self.key.quota.window().ms();
-        (unix_ms / length_ms, length_ms.get() - unix_ms % length_ms)
-    }
-}
-
 impl Ledger {
     /// Returns the ledger of a replica that is alone: it owns every right.
     ///
@@ -253,9 +222,15 @@ impl Ledger {
             limits: Vec::new(),
             by_limit: BTreeMap::new(),
             keys: Vec::new(),
-            by_key: BTreeMap::new(),
+            by_shape: BTreeMap::new(),
             active: BTreeSet::new(),
             longest: Duration::ZERO,
+            unconfigured: BTreeSet::new(),
+            switching: BTreeSet::new(),
+            running_out: BTreeSet::new(),
+            free_limits: Vec::new(),
+            free_keys: Vec::new(),
+            switched: false,
             actors: vec![me],
             by_actor: BTreeMap::from([(me, Actor::ME)]),
             peers: BTreeMap::new(),
@@ -332,7 +307,9 @@ impl Ledger {
         let now = self.advance(now);
         self.compare_clocks(now);
         self.roster_moved(now);
+        self.switch_all(now);
         self.roll(now);
+        self.forget_versions(now);
         self.measure(now);
         self.publish_rows();
         self.notice_debts();
@@ -389,48 +366,6 @@ impl Ledger {
         for limit in self.waiting.clone() {
             self.expire_all(limit, now);
         }
-    }
-
-    /// Adds a limit with these quotas and returns its number and hot-path counters, in
-    /// key order. A limit of the same name is the same limit.
-    pub(crate) fn add_limit(&mut self, name: &str, quotas: &[Quota], mode: Mode) -> (usize, Vec<Counter>) {
-        let id = LimitId::of(name);
-        if let Some(&limit) = self.by_limit.get(&id) {
-            return (limit, self.counters_of(limit));
-        }
-        let limit = self.limits.len();
-        let mut keys: Vec<Key> = quotas.iter().map(|quota| Key { limit: id, quota: *quota }).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let mut numbers = Vec::with_capacity(keys.len());
-        for key in keys {
-            let number = self.keys.len();
-            self.keys.push(KeyState {
-                key,
-                limit,
-                mode,
-                ring: Arc::new(WalletRing::new()),
-                open: BTreeMap::new(),
-                demand: 0,
-                typical: 0,
-                closed: Counters::default(),
-            });
-            self.by_key.insert(key, number);
-            self.longest = self.longest.max(key.quota.window().duration());
-            numbers.push(number);
-        }
-        self.by_limit.insert(id, limit);
-        self.limits.push(Limit {
-            name: name.into(),
-            mode,
-            keys: numbers,
-            queue: VecDeque::new(),
-            ask_again: Timestamp::NEVER,
-            refused: BTreeMap::new(),
-            observed: 0,
-            mismatches: BTreeMap::new(),
-        });
-        (limit, self.counters_of(limit))
     }
 
     /// Leaves the fleet: admits nothing more, hands rights over at every tick, says
@@ -493,14 +428,6 @@ impl Ledger {
         self.now
     }
 
-    fn counters_of(&self, limit: usize) -> Vec<Counter> {
-        self.limits[limit]
-            .keys
-            .iter()
-            .map(|key| Counter { key: self.keys[*key].key, ring: Arc::clone(&self.keys[*key].ring) })
-            .collect()
-    }
-
     fn handle_roster(&mut self, message: &RosterMessage, now: Timestamp) {
         let known = self.roster.knows(message.from);
         let owed = self.roster.handle_message(message, now);
@@ -533,7 +460,9 @@ impl Ledger {
     /// Draws the consequences of a changed roster: joins, freezes what it may freeze now.
     fn roster_moved(&mut self, now: Timestamp) {
         let joined = self.roster.first().is_some();
-        let running = || self.keys.iter().map(|state| window_of(state, now).start()).min().unwrap_or(now);
+        let own =
+            || self.limits.iter().flat_map(|limit| &limit.keys).map(|key| window_of(&self.keys[*key], now).start());
+        let running = || own().min().unwrap_or(now);
         let running = if joined { now } else { running() };
         self.roster.handle_time(running, self.longest, now);
         if !joined && self.roster.first().is_some() {

@@ -5,13 +5,14 @@
 //! the wallets it waits for carry the parked bit, so that nobody takes past the head of
 //! the queue and everybody who puts something back comes here.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::mode::Mode;
 use super::quota::{Claim, Denied, Obstacle, Standing};
 use super::window::{Timestamp, Window};
-use super::{Ledger, window_of};
+use super::{Counter, Ledger, window_of};
 
 /// The most requests parked for one limit: at 20 ms each, more would time out anyway.
 const MAX_PARKED: usize = 64;
@@ -44,8 +45,8 @@ pub(crate) struct Ask {
 /// A decision.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// Reserved at this instant, which names the windows charged.
-    Admitted(Timestamp),
+    /// Reserved at this instant, which names the windows charged, of these keys.
+    Admitted(Timestamp, Arc<[Counter]>),
     /// Waits; [`Ledger::poll_served`] will tell.
     Parked(Ticket),
     /// Refused; nothing is charged.
@@ -56,6 +57,7 @@ impl Ledger {
     /// Decides a request that the hot path could not admit.
     pub(crate) fn admit(&mut self, limit: usize, ask: Ask, now: Timestamp) -> Admission {
         let now = self.advance(now);
+        self.switch(limit, now);
         self.open_for(limit, &ask, now);
         self.note_size(limit, &ask.claim);
         let admission = self.decide(limit, ask, now);
@@ -64,7 +66,7 @@ impl Ledger {
                 self.limits[limit].observed += 1;
                 drop(denied);
                 self.charge_all(limit, &ask, now);
-                Admission::Admitted(now)
+                self.admitted(limit, now)
             }
             Admission::Denied(denied) => {
                 self.note_refusal(limit, &ask, &denied);
@@ -85,7 +87,7 @@ impl Ledger {
     /// what they held.
     pub(crate) fn settled(&mut self, limit: usize, now: Timestamp) {
         let now = self.advance(now);
-        for key in self.limits[limit].keys.clone() {
+        for key in self.limits[limit].slots.clone() {
             self.notice_debts_of(key);
         }
         self.serve(limit, now);
@@ -93,14 +95,14 @@ impl Ledger {
     }
 
     /// Counts an excess whose window has closed here: nothing can cover it any more.
-    pub(crate) fn settled_late(&mut self, limit: usize, position: usize, at: Timestamp, amount: u64) {
-        let key = self.limits[limit].keys[position];
+    pub(crate) fn settled_late(&mut self, key: usize, at: Timestamp, amount: u64) {
         let window = window_of(&self.keys[key], at);
         self.note_uncovered(key, window, amount);
     }
 
     /// Serves parked requests in order, as far as the wallets go.
     pub(super) fn serve(&mut self, limit: usize, now: Timestamp) {
+        self.switch(limit, now);
         while let Some(head) = self.limits[limit].queue.front() {
             let (ticket, ask) = (head.ticket, head.request);
             self.open_for(limit, &ask, now);
@@ -109,7 +111,8 @@ impl Ledger {
                 return;
             }
             self.limits[limit].queue.pop_front();
-            self.served.push_back((ticket, Admission::Admitted(now)));
+            let admission = self.admitted(limit, now);
+            self.served.push_back((ticket, admission));
         }
         if self.waiting.remove(&limit) {
             self.mark_parked(limit);
@@ -139,7 +142,7 @@ impl Ledger {
         let limit = &self.limits[limit];
         let deadline = limit.queue.iter().map(|parked| parked.deadline).min()?;
         // A window that starts meanwhile may serve them.
-        let starts = limit.keys.iter().map(|key| window_of(&self.keys[*key], self.now).end()).min();
+        let starts = limit.keys.iter().map(|key| self.keys[*key].next_change(self.now)).min();
         Some(deadline.min(limit.ask_again).min(starts.unwrap_or(Timestamp::NEVER)))
     }
 
@@ -159,12 +162,10 @@ impl Ledger {
 
     /// Which windows the parked requests of a key wait for: the running one and, within
     /// the edge of its end, the next.
-    pub(super) fn parked_windows(&self, key: usize, now: Timestamp) -> (Window, Option<Window>) {
+    pub(super) fn parked_windows(&self, key: usize, now: Timestamp) -> impl Iterator<Item = Window> + use<> {
         let state = &self.keys[key];
-        let window = window_of(state, now);
         let edge = self.limits[state.limit].queue.iter().map(|parked| parked.request.edge_ms).max().unwrap_or(0);
-        let next = now.plus(Duration::from_millis(edge)) >= window.end();
-        (window, next.then(|| window.next()))
+        state.windows(now, edge)
     }
 
     /// Sets or clears the parked bit on every open wallet of a limit.
@@ -174,7 +175,7 @@ impl Ledger {
             let state = &self.keys[*key];
             for (number, account) in &state.open {
                 // One that has ended stays shut to newcomers: their clock has stepped back.
-                state.ring.set_parked(*number, parked || account.window.end() <= self.now);
+                state.ring.set_parked(*number, parked || state.is_shut_to_hits(account.window, self.now));
             }
         }
     }
@@ -182,8 +183,9 @@ impl Ledger {
     /// Returns where one key stands in the window of `now`.
     pub(super) fn standing_of(&self, key: usize, now: Timestamp) -> Standing {
         let state = &self.keys[key];
-        let quota = state.key.quota;
-        let window = window_of(state, now);
+        // Of one that is not in force yet, the first window it will be.
+        let window = window_of(state, now.max(state.ring.from()));
+        let quota = state.version_at(window.start()).quota;
         let limit = quota.amount();
         let (used, balance, owned, reachable) = match state.open.get(&window.number()) {
             Some(account) => (
@@ -215,9 +217,9 @@ impl Ledger {
     }
 
     fn decide(&mut self, limit: usize, ask: Ask, now: Timestamp) -> Admission {
-        for position in 0..self.limits[limit].keys.len() {
-            let key = self.limits[limit].keys[position];
-            let quota = self.keys[key].key.quota;
+        for key in self.in_force(limit, now) {
+            let state = &self.keys[key];
+            let quota = state.version_at(window_of(state, now).start()).quota;
             let requested = ask.claim.amount(quota.unit());
             if requested > quota.amount() {
                 let standing = Box::new(self.standing_of(key, now));
@@ -226,16 +228,25 @@ impl Ledger {
         }
         let leaving = self.roster.is_leaving();
         if !leaving && self.limits[limit].queue.is_empty() && self.take_all(limit, &ask, now) {
-            return Admission::Admitted(now);
+            return self.admitted(limit, now);
         }
         let short = self.short_of(limit, &ask, now);
         let hopeless = short.is_some_and(|key| self.is_hopeless(key, &ask, now));
         let full = self.limits[limit].queue.len() >= MAX_PARKED;
         if leaving || !self.attached || ask.wait.is_zero() || hopeless || full {
-            let key = short.unwrap_or(self.limits[limit].keys[0]);
+            let key = short.unwrap_or_else(|| self.first_key(limit, now));
             return Admission::Denied(self.refusal(key, ask.claim.amount(self.keys[key].key.quota.unit()), now));
         }
         self.park(limit, ask, now)
+    }
+
+    fn admitted(&self, limit: usize, now: Timestamp) -> Admission {
+        Admission::Admitted(now, self.counters_of(limit))
+    }
+
+    /// The key that a refusal names for want of a better one.
+    fn first_key(&self, limit: usize, now: Timestamp) -> usize {
+        self.in_force(limit, now).next().unwrap_or(self.limits[limit].keys[0])
     }
 
     fn park(&mut self, limit: usize, request: Ask, now: Timestamp) -> Admission {
@@ -263,13 +274,14 @@ impl Ledger {
     /// Refuses the parked request at this place of the queue.
     fn refuse_at(&mut self, limit: usize, place: usize, now: Timestamp) {
         let Some(parked) = self.limits[limit].queue.remove(place) else { return };
-        let key = self.short_of(limit, &parked.request, now).unwrap_or(self.limits[limit].keys[0]);
+        let short = self.short_of(limit, &parked.request, now);
+        let key = short.unwrap_or_else(|| self.first_key(limit, now));
         let amount = parked.request.claim.amount(self.keys[key].key.quota.unit());
         let denied = self.refusal(key, amount, now);
         let admission = if self.limits[limit].mode == Mode::Observe {
             self.limits[limit].observed += 1;
             self.charge_all(limit, &parked.request, now);
-            Admission::Admitted(now)
+            self.admitted(limit, now)
         } else {
             self.note_refusal(limit, &parked.request, &denied);
             Admission::Denied(denied)
@@ -281,12 +293,10 @@ impl Ledger {
     fn open_for(&mut self, limit: usize, ask: &Ask, now: Timestamp) {
         for position in 0..self.limits[limit].keys.len() {
             let key = self.limits[limit].keys[position];
-            let window = window_of(&self.keys[key], now);
-            if let Some(account) = self.open(key, window, now) {
-                account.touched = true;
-            }
-            if now.unix_ms() + ask.edge_ms >= window.end().unix_ms() {
-                self.open(key, window.next(), now);
+            for window in self.keys[key].windows(now, ask.edge_ms) {
+                if let Some(account) = self.open(key, window, now) {
+                    account.touched |= window.start() <= now;
+                }
             }
         }
     }
@@ -317,11 +327,9 @@ impl Ledger {
         let ask = *ask;
         self.limits[limit].keys.iter().flat_map(move |key| {
             let state = &self.keys[*key];
-            let window = window_of(state, now);
             let amount = ask.claim.amount(state.key.quota.unit());
-            let edge = now.unix_ms() + ask.edge_ms >= window.end().unix_ms();
-            let windows = if amount == 0 { 0 } else { 1 + u64::from(edge) };
-            (0..windows).map(move |ahead| (*key, window.number() + ahead, amount))
+            let windows = state.windows(now, ask.edge_ms).filter(move |_| amount > 0);
+            windows.map(move |window| (*key, window.number(), amount))
         })
     }
 

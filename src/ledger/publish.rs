@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::account::{Account, Actor};
+use super::limits::Other;
 use super::message::{Message, ReplicaId, RosterMessage, Row, Target, Transmit};
 use super::roster::Blocked;
 use super::window::{EPSILON, MAX_LEAD, Timestamp, Window};
@@ -33,12 +34,8 @@ impl Ledger {
         if row.replica == self.roster.me() {
             return;
         }
-        let Some(&key) = self.by_key.get(&row.key) else {
+        let Some((key, window)) = self.find_or_hold(&row.key, row.window, now) else {
             self.note_mismatch(row);
-            return;
-        };
-        let Some(window) = row.key.quota.window().window_of(row.window) else {
-            self.ignored.unknown_key += 1;
             return;
         };
         if window.start() > now.plus(MAX_LEAD + EPSILON * 2) {
@@ -70,6 +67,7 @@ impl Ledger {
             self.roster.handle_news_of(row.replica, now);
         }
         let limit = state.limit;
+        self.note_match(limit, row);
         if credit > 0 {
             self.serve(limit, now);
         }
@@ -290,7 +288,7 @@ impl Ledger {
             let given = peer.given.iter().map(|(to, total)| (self.id_of(*to), *total)).collect();
             let row = Row {
                 replica: self.id_of(actor),
-                key: state.key,
+                key: account.key,
                 window: window.id(),
                 version: peer.version,
                 reserved,
@@ -311,12 +309,29 @@ impl Ledger {
     fn note_mismatch(&mut self, row: &Row) {
         self.ignored.unknown_key += 1;
         let Some(&limit) = self.by_limit.get(&row.key.limit) else { return };
-        if self.limits[limit].mismatches.len() >= super::MAX_MEMBERS {
+        let (quota, since) = (row.key.quota, row.window.start());
+        let limit = &mut self.limits[limit];
+        let known = limit.mismatches.get(&(row.replica, quota.unit()));
+        if !limit.configured || known.is_some_and(|known| known.since > since) {
             return;
         }
-        if self.limits[limit].mismatches.insert(row.replica, row.key.quota) != Some(row.key.quota) {
-            let limit = Arc::clone(&self.limits[limit].name);
-            self.note(Note::Mismatch { limit, peer: row.replica, theirs: row.key.quota });
+        if limit.mismatches.len() >= super::MAX_MEMBERS {
+            return;
+        }
+        let other = Other { since, quota: Some(quota) };
+        let known = limit.mismatches.insert((row.replica, quota.unit()), other);
+        if known.and_then(|known| known.quota) != Some(quota) {
+            let limit = Arc::clone(&limit.name);
+            self.note(Note::Mismatch { limit, peer: row.replica, theirs: quota });
+        }
+    }
+
+    /// Notes that a peer enforces in this window what this replica does.
+    fn note_match(&mut self, limit: usize, row: &Row) {
+        let (unit, since) = (row.key.quota.unit(), row.window.start());
+        let known = self.limits[limit].mismatches.get_mut(&(row.replica, unit));
+        if let Some(known) = known.filter(|known| known.since <= since) {
+            *known = Other { since, quota: None };
         }
     }
 }
@@ -324,7 +339,7 @@ impl Ledger {
 fn own_row(me: ReplicaId, state: &KeyState, account: &Account, given: Vec<(ReplicaId, u64)>) -> Row {
     Row {
         replica: me,
-        key: state.key,
+        key: account.key,
         window: account.window.id(),
         version: account.version,
         reserved: account.published.reserved,
@@ -348,6 +363,10 @@ impl Ledger {
     /// Says whether this replica has its share of the windows that run now, in every
     /// limit that is in use.
     pub fn has_share(&self, now: Timestamp) -> bool {
-        self.roster.first().is_some_and(|first| self.keys.iter().all(|state| window_of(state, now).start() >= first))
+        {
+            let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
+            let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
+            self.roster.first().is_some_and(|first| states.all(|state| window_of(state, now).start() >= first))
+        }
     }
 }

@@ -134,6 +134,16 @@ impl Quota {
         self.kind
     }
 
+    /// Returns the quota with an amount of one: what it shares with every other amount.
+    pub(super) const fn of_one(self) -> Self {
+        Self { amount: NonZeroU64::MIN, ..self }
+    }
+
+    /// Returns what orders quotas of one unit by their windows.
+    pub(super) const fn by_length(self) -> (Unit, NonZeroU64, WindowKind, NonZeroU64) {
+        (self.unit, self.window.ms(), self.kind, self.amount)
+    }
+
     /// Returns the hash of all parts: the version as logs and /status show it.
     pub fn version(self) -> u64 {
         let mut hash = StableHash::new();

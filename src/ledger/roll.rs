@@ -15,16 +15,16 @@ impl Ledger {
     /// Opens next windows whose lead has begun, freezes, and closes old ones.
     pub(super) fn roll(&mut self, now: Timestamp) {
         for key in self.active.clone() {
-            let window = self.keys[key].key.quota.window().window_at(now);
             let state = &self.keys[key];
-            let in_use = state.open.get(&window.number()).is_some_and(|account| account.touched);
+            let window = window_of(state, now);
+            let in_use = state.own && state.open.get(&window.number()).is_some_and(|account| account.touched);
             if in_use && now >= window.next().opens() {
                 self.open(key, window.next(), now);
             }
             self.freeze_open(key, now);
             self.close_old(key, now);
             let state = &self.keys[key];
-            for account in state.open.values().filter(|account| account.window.end() <= now) {
+            for account in state.open.values().filter(|account| state.is_shut_to_hits(account.window, now)) {
                 // Settlements still reach it; a clock that steps back does not.
                 state.ring.set_parked(account.window.number(), true);
             }
@@ -43,14 +43,17 @@ impl Ledger {
             if closes(window) <= now {
                 return None; // It was open once, or nobody here needed it.
             }
+            let version = self.keys[key].version_in(window)?;
             // The place in the ring may still be taken by the window four before.
             self.close_before(key, window.number().saturating_sub(3), now);
             let state = &mut self.keys[key];
-            state.open.insert(window.number(), Account::open(window, &state.ring));
+            state.open.insert(window.number(), Account::open(version, window, &state.ring));
             self.active.insert(key);
             self.freeze_open(key, now);
-            if self.roster.is_leaving() || !self.limits[self.keys[key].limit].queue.is_empty() {
-                self.keys[key].ring.set_parked(window.number(), true);
+            let state = &self.keys[key];
+            let waiting = self.roster.is_leaving() || !self.limits[state.limit].queue.is_empty();
+            if waiting || state.is_shut_to_hits(window, now) {
+                state.ring.set_parked(window.number(), true);
             }
         }
         self.keys[key].open.get_mut(&window.number())
@@ -61,8 +64,8 @@ impl Ledger {
         let state = &mut self.keys[key];
         for account in state.open.values_mut() {
             let due = account.place.is_none() && now >= account.window.opens() && now < account.window.end();
-            if due && let Some(place) = self.roster.freeze(&state.key, account.window, now) {
-                account.freeze(place, state.key.quota.amount(), state.mode, &state.ring);
+            if due && let Some(place) = self.roster.freeze(&account.key, account.window, now) {
+                account.freeze(place, state.mode, &state.ring);
             }
         }
     }

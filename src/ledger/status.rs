@@ -11,6 +11,7 @@ use super::message::ReplicaId;
 use super::mode::Mode;
 use super::quota::{Quota, Standing, Unit};
 use super::roster::{Blocked, Directory};
+use super::version::Switch;
 use super::window::Timestamp;
 use super::{Ignored, Ledger, window_of};
 
@@ -51,6 +52,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Every limit it holds.
     pub limits: Vec<LimitStatus>,
+    /// How many quotas this replica's configuration does not know and holds for its peers.
+    pub held: usize,
     /// Messages that changed nothing, by reason.
     pub ignored: Ignored,
 }
@@ -84,6 +87,8 @@ pub struct LimitStatus {
     /// Each quota's standing in the running window, its counters, and how much of a window
     /// can be over; `None` in [`Mode::Observe`], which promises nothing.
     pub quotas: Vec<(Standing, Counters, Option<Overshoot>)>,
+    /// What changes at a later window start.
+    pub switches: Vec<Switch>,
     /// Requests parked now.
     pub parked: usize,
     /// Refused requests by reason.
@@ -143,7 +148,8 @@ impl Ledger {
                     }
                 })
                 .collect(),
-            limits: (0..self.limits.len()).map(|limit| self.limit_status(limit, now)).collect(),
+            limits: self.configured().map(|limit| self.limit_status(limit, now)).collect(),
+            held: self.held(),
             ignored: Ignored { future_answer: self.roster.future_answers(), ..self.ignored },
         }
     }
@@ -153,14 +159,14 @@ impl Ledger {
         let now = self.now.max(now);
         let id = super::LimitId::of(limit);
         let Some(&limit) = self.by_limit.get(&id) else { return Vec::new() };
-        self.limits[limit].keys.iter().map(|key| self.standing_of(*key, now)).collect()
+        self.in_force(limit, now).map(|key| self.standing_of(key, now)).collect()
     }
 
     /// Returns the counters of this replica for one quota in the open windows: window
     /// start, reserved, refunded, rights. For an oracle outside.
     pub fn open_windows(&self, limit: &str, unit: Unit) -> Vec<(Timestamp, u64, u64, u64)> {
         let Some(&limit) = self.by_limit.get(&super::LimitId::of(limit)) else { return Vec::new() };
-        let keys = self.limits[limit].keys.iter().map(|key| &self.keys[*key]);
+        let keys = self.limits[limit].slots.iter().map(|key| &self.keys[*key]);
         keys.filter(|state| state.key.quota.unit() == unit)
             .flat_map(|state| {
                 state.open.values().map(|account| {
@@ -174,37 +180,47 @@ impl Ledger {
     /// Returns how much of the window of `now` can be over, unless nothing is promised.
     fn overshoot_of(&self, key: usize, now: Timestamp) -> Option<Overshoot> {
         let state = &self.keys[key];
-        let bound = state.mode.overshoot_bound(state.key.quota.amount())?;
         let window = window_of(state, now);
+        let bound = state.mode.overshoot_bound(state.version_at(window.start()).quota.amount())?;
         let account = state.open.get(&window.number());
         // Debts that nobody has covered yet.
         let debts = account.map_or(0, |account| account.debts(&state.ring));
         Some(Overshoot { bound, expected: debts.min(bound) })
     }
 
-    fn limit_status(&self, limit: usize, now: Timestamp) -> LimitStatus {
-        let limit = &self.limits[limit];
-        let quotas = limit.keys.iter().map(|key| {
-            let state = &self.keys[*key];
+    /// Returns how many quotas have a place here: configured, running out, or held for peers.
+    pub fn keys_held(&self) -> usize {
+        self.limits.iter().map(|limit| limit.slots.len()).sum()
+    }
+
+    fn configured(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.limits.len()).filter(|limit| self.limits[*limit].configured)
+    }
+
+    fn limit_status(&self, number: usize, now: Timestamp) -> LimitStatus {
+        let limit = &self.limits[number];
+        let quotas = self.in_force(number, now).map(|key| {
+            let state = &self.keys[key];
             let mut counters = state.closed;
             for account in state.open.values() {
                 let usage = account.usage(&state.ring);
                 counters.admitted += usage.reserved;
                 counters.refunded += usage.refunded;
             }
-            (self.standing_of(*key, now), counters, self.overshoot_of(*key, now))
+            (self.standing_of(key, now), counters, self.overshoot_of(key, now))
         });
         LimitStatus {
             name: limit.name.to_string(),
             mode: limit.mode,
             quotas: quotas.collect(),
+            switches: self.switches(number, now),
             parked: limit.queue.len(),
             refused: limit.refused.clone(),
             observed: limit.observed,
             mismatches: limit
                 .mismatches
                 .iter()
-                .map(|(peer, theirs)| Mismatch { peer: *peer, theirs: *theirs })
+                .filter_map(|((peer, _), other)| Some(Mismatch { peer: *peer, theirs: other.quota? }))
                 .collect(),
         }
     }

@@ -48,13 +48,15 @@ impl<'a> Future for Acquire<'a> {
         let handle = this.handle;
         let (asked_at, admission) = match this.state {
             Waiting::NotAsked => {
+                let handle = handle.current();
+                this.handle = handle;
                 let now = handle.deployment.inner.clock.now();
                 if handle.take(&this.claim, now) {
                     this.state = Waiting::Done;
                     return Poll::Ready(Ok(handle.permit(this.claim, now)));
                 }
-                let wait = handle.deployment.policy.wait;
-                let (asked_at, admission) = handle.admit(this.claim, wait, this.tentative, Some(cx.waker()));
+                let (handle, asked_at, admission) = handle.admit(this.claim, true, this.tentative, Some(cx.waker()));
+                this.handle = handle;
                 // NotAsked => Parked
                 if let Admission::Parked(ticket) = admission {
                     this.state = Waiting::Parked(ticket);
@@ -78,8 +80,8 @@ impl<'a> Future for Acquire<'a> {
         // (NotAsked | Parked) => Done
         this.state = Waiting::Done;
         Poll::Ready(match admission {
-            Admission::Admitted(at) => {
-                let mut permit = handle.permit(this.claim, at);
+            Admission::Admitted(at, charged) => {
+                let mut permit = this.handle.permit_charged(this.claim, at, charged);
                 let waited = handle.deployment.inner.clock.now().since(asked_at);
                 permit.waited_ms = waited.as_millis().min(u128::from(u32::MAX)) as u32;
                 Ok(permit)
@@ -101,9 +103,9 @@ impl Drop for Acquire<'_> {
         let wake = core.take_served();
         drop(core);
         wake.into_iter().for_each(Waker::wake);
-        if let Some(Waiter::Decided(Admission::Admitted(at))) = decided {
+        if let Some(Waiter::Decided(Admission::Admitted(at, charged))) = decided {
             // It was given something and never took it: the next in line gets it.
-            drop(handle.permit(self.claim, at));
+            drop(handle.permit_charged(self.claim, at, charged));
         }
     }
 }

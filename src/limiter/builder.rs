@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Clock, ClockSource, Core, Deployment, Handle, Inner, Limiter, Pause};
+use super::{Clock, ClockSource, Core, Inner, Limiter};
 use crate::ledger::{Ledger, Mode, Quota, ReplicaId};
 
 /// How a deployment's limits are applied.
@@ -81,52 +81,60 @@ impl Builder {
     ///
     /// # Errors
     /// Says which deployment is wrong and how; nothing is built.
-    pub fn build(self) -> Result<Limiter, BuildError> {
-        let clock = self.clock.map_or(ClockSource::System, ClockSource::Injected);
+    pub fn build(mut self) -> Result<Limiter, BuildError> {
+        let (clock, seed) = (self.clock.take(), self.seed);
+        let deployments = self.settled()?;
+        let clock = clock.map_or(ClockSource::System, ClockSource::Injected);
         let now = clock.now();
-        let seed = match self.seed {
+        let seed = match seed {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|_| BuildError::NoEntropy)?,
         };
-        let mut ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), seed, now);
+        let ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), seed, now);
+        let core = Core {
+            ledger,
+            waiters: BTreeMap::new(),
+            known: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            driver: None,
+            parked: false,
+        };
+        let inner = Arc::new(Inner { clock, core: Mutex::new(core) });
+        let handles = Arc::new(inner.lock().apply(&inner, deployments));
+        Ok(Limiter { inner, handles })
+    }
+
+    /// Checks everything, before anything is built or changed.
+    pub(super) fn settled(self) -> Result<BTreeMap<String, Settled>, BuildError> {
         let mut deployments = BTreeMap::new();
         let mut limits: BTreeMap<String, (String, Vec<Quota>, Mode)> = BTreeMap::new();
-        let mut pauses: BTreeMap<String, Arc<Pause>> = BTreeMap::new();
-        for (id, quotas, policy) in self.deployments {
-            let mut quotas = quotas;
+        for (id, mut quotas, policy) in self.deployments {
             quotas.sort_unstable();
             check(&id, &quotas, &policy)?;
-            let name = policy.limit_id.clone().unwrap_or_else(|| id.clone());
-            match limits.get(&name) {
-                Some((first, theirs, _)) if *theirs != quotas => {
-                    return Err(BuildError::SharedLimit { limit: name, first: first.clone(), second: id });
-                }
-                Some((first, _, theirs)) if *theirs != policy.mode => {
-                    let modes = (*theirs, policy.mode);
-                    return Err(BuildError::SharedMode { limit: name, first: first.clone(), second: id, modes });
-                }
-                Some(_) => {}
-                None => {
-                    limits.insert(name.clone(), (id.clone(), quotas.clone(), policy.mode));
-                }
+            let limit = policy.limit_id.clone().unwrap_or_else(|| id.clone());
+            let known = limits.entry(limit.clone());
+            let (first, theirs, mode) = known.or_insert_with(|| (id.clone(), quotas.clone(), policy.mode));
+            if *theirs != quotas {
+                return Err(BuildError::SharedLimit { limit, first: first.clone(), second: id });
             }
-            let (limit, counters) = ledger.add_limit(&name, &quotas, policy.mode);
-            let edge_ms = policy.edge.as_millis() as u64;
-            if deployments.insert(id.clone(), (name, limit, counters, edge_ms, policy)).is_some() {
+            if *mode != policy.mode {
+                let modes = (*mode, policy.mode);
+                return Err(BuildError::SharedMode { limit, first: first.clone(), second: id, modes });
+            }
+            if deployments.insert(id.clone(), Settled { limit, quotas, policy }).is_some() {
                 return Err(BuildError::DuplicateDeployment(id));
             }
         }
-        let core = Core { ledger, waiters: BTreeMap::new(), driver: None, parked: false };
-        let inner = Arc::new(Inner { clock, core: Mutex::new(core) });
-        let handles = deployments.into_iter().map(|(id, (name, limit, counters, edge_ms, policy))| {
-            let inner = Arc::clone(&inner);
-            let pause = pauses.entry(name.clone()).or_insert_with(|| Arc::new(Pause::new(&name))).clone();
-            let deployment = Deployment { inner, id: id.clone(), name, limit, counters, edge_ms, policy, pause };
-            (id, Handle { deployment: Arc::new(deployment) })
-        });
-        let handles = Arc::new(handles.collect());
-        Ok(Limiter { inner, handles })
+        Ok(deployments)
     }
+}
+
+/// A deployment that was checked.
+pub(super) struct Settled {
+    /// The name of its limit.
+    pub(super) limit: String,
+    pub(super) quotas: Vec<Quota>,
+    pub(super) policy: Policy,
 }
 
 impl fmt::Debug for Builder {

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ impl Handle {
     /// Counts a refusal that [`Handle::probe`] or a [tentative](Acquire::tentative) wait
     /// returned, once no other deployment has admitted the request either.
     pub fn count_refusal(&self, denied: &Denied) {
-        self.deployment.inner.lock().ledger.count_refusal(self.deployment.limit, denied);
+        let deployment = &self.current().deployment;
+        deployment.inner.lock().ledger.count_refusal(deployment.limit, denied);
     }
 
     /// Reserves, and waits up to the policy's `wait` for rights from peers.
@@ -83,8 +85,9 @@ impl Handle {
 
     /// Returns where each quota stands in the running window, in key order.
     pub fn standings(&self) -> Vec<Standing> {
-        let now = self.deployment.inner.clock.now();
-        self.deployment.inner.lock().ledger.standings(&self.deployment.name, now)
+        let deployment = &self.current().deployment;
+        let now = deployment.inner.clock.now();
+        deployment.inner.lock().ledger.standings(&deployment.name, now)
     }
 
     /// Returns the deployment's id.
@@ -92,25 +95,26 @@ impl Handle {
         &self.deployment.id
     }
 
-    /// Returns the deployment's quotas, in key order.
+    /// Returns the quotas in force now, in key order.
     pub fn quotas(&self) -> impl Iterator<Item = Quota> + '_ {
-        self.deployment.counters.iter().map(|counter| counter.key.quota)
+        self.standings().into_iter().map(|standing| standing.quota)
     }
 
     /// Returns how the deployment's limits are applied.
     pub fn policy(&self) -> &Policy {
-        &self.deployment.policy
+        &self.current().deployment.policy
     }
 
     /// The hot path: every claim or none, in key order. A plain loop, and everything that is
     /// not the rule is out of line: the rest costs more than the compare-and-swap.
     #[inline(always)]
     pub(super) fn take(&self, claim: &Claim, now: Timestamp) -> bool {
-        for counter in &self.deployment.counters {
+        let edge_ms = self.deployment.hot_edge_ms.load(Ordering::Relaxed);
+        for counter in self.deployment.counters.iter() {
             let amount = claim.amount(counter.key.quota.unit());
             let (number, left_ms) = counter.place_at(now.unix_ms());
-            let rule = left_ms > self.deployment.edge_ms;
-            if amount != 0 && !(rule && counter.ring.take(number, amount).is_ok()) {
+            let rule = left_ms > edge_ms;
+            if !(rule && (amount == 0 || counter.ring.take(number, amount).is_ok())) {
                 return self.take_out_of_line(claim, now, counter);
             }
         }
@@ -121,9 +125,14 @@ impl Handle {
     /// in both windows.
     #[cold]
     fn take_out_of_line(&self, claim: &Claim, now: Timestamp, stuck: &Counter) -> bool {
+        let before = self.deployment.counters.iter().take_while(|counter| !std::ptr::eq(*counter, stuck));
+        let taken =
+            before.map(|counter| (counter, counter.place_at(now.unix_ms()).0, claim.amount(counter.key.quota.unit())));
+        self.put_back(taken.filter(|(.., amount)| *amount != 0));
+        if self.deployment.successor.get().is_some() {
+            return false;
+        }
         let charges = self.charges(*claim, now);
-        let taken = charges.clone().take_while(|(counter, ..)| !std::ptr::eq(*counter, stuck));
-        self.put_back(taken);
         for (done, (counter, number, amount)) in charges.clone().enumerate() {
             if counter.ring.take(number, amount).is_err() {
                 self.put_back(charges.take(done));
@@ -153,10 +162,8 @@ impl Handle {
         let edge_ms = self.deployment.edge_ms;
         self.deployment.counters.iter().flat_map(move |counter| {
             let amount = claim.amount(counter.key.quota.unit());
-            let (number, left_ms) = counter.place_at(at.unix_ms());
-            let edge = left_ms <= edge_ms;
-            let windows = if amount == 0 { 0 } else { 1 + u64::from(edge) };
-            (0..windows).map(move |ahead| (counter, number + ahead, amount))
+            let windows = counter.windows(at, edge_ms).filter(move |_| amount != 0);
+            windows.map(move |number| (counter, number, amount))
         })
     }
 
@@ -167,25 +174,56 @@ impl Handle {
 
     #[cold]
     fn admit_now(&self, claim: Claim, tentative: bool) -> Result<Permit<'_>, Denied> {
-        match self.admit(claim, Duration::ZERO, tentative, None).1 {
-            Admission::Admitted(at) => Ok(self.permit(claim, at)),
+        if let Some(next) = self.deployment.successor.get() {
+            return match tentative {
+                true => next.probe(claim),
+                false => next.try_acquire(claim),
+            };
+        }
+        let (handle, _, admission) = self.admit(claim, false, tentative, None);
+        match admission {
+            Admission::Admitted(at, charged) => Ok(handle.permit_charged(claim, at, charged)),
             Admission::Denied(denied) => Err(denied),
             Admission::Parked(_) => unreachable!("a request that must not wait is never parked"),
         }
     }
 
-    /// Decides under the lock. A parked request leaves `waker` behind.
+    /// What this handle has become: itself, unless its deployment was reconfigured.
+    pub(super) fn current(&self) -> &Self {
+        let mut handle = self;
+        while let Some(next) = handle.deployment.successor.get() {
+            handle = next;
+        }
+        handle
+    }
+
+    /// The permit of a decision that was made under the lock. Between a decision and its
+    /// permit a limit may have come to be checked against other quotas.
+    pub(super) fn permit_charged(&self, claim: Claim, at: Timestamp, charged: Arc<[Counter]>) -> Permit<'_> {
+        if Arc::ptr_eq(&charged, &self.deployment.counters) {
+            return self.permit(claim, at);
+        }
+        let handle = Self { deployment: Arc::new(self.deployment.charging(charged)) };
+        Permit { handle: Cow::Owned(handle), claim, at, waited_ms: 0, state: Charge::Reserved }
+    }
+
+    /// Decides under the lock, and says on whose behalf. A request that may wait and is
+    /// parked leaves `waker` behind.
     pub(super) fn admit(
         &self,
         claim: Claim,
-        wait: Duration,
+        may_wait: bool,
         tentative: bool,
         waker: Option<&Waker>,
-    ) -> (Timestamp, Admission) {
-        let now = self.deployment.inner.clock.now();
-        let ask = Ask { claim, edge_ms: self.deployment.edge_ms, wait, tentative };
+    ) -> (&Self, Timestamp, Admission) {
         let mut core = self.deployment.inner.lock();
-        let admission = core.ledger.admit(self.deployment.limit, ask, now);
+        // Under the lock nobody becomes anything else.
+        let handle = self.current();
+        let deployment = &handle.deployment;
+        let now = deployment.inner.clock.now();
+        let wait = if may_wait { deployment.policy.wait } else { Duration::ZERO };
+        let ask = Ask { claim, edge_ms: deployment.edge_ms, wait, tentative };
+        let admission = core.ledger.admit(deployment.limit, ask, now);
         if let (Admission::Parked(ticket), Some(waker)) = (&admission, waker) {
             core.waiters.insert(*ticket, Waiter::Waiting(waker.clone()));
             core.parked = true;
@@ -193,7 +231,7 @@ impl Handle {
         let wake = core.take_served();
         drop(core);
         wake.into_iter().for_each(Waker::wake);
-        (now, admission)
+        (handle, now, admission)
     }
 
     /// Replaces what was reserved at `at` by what was used.
@@ -222,11 +260,7 @@ impl Handle {
     /// The window of an excess has closed: nobody can cover it any more.
     #[cold]
     fn overdrawn_late(&self, counter: &Counter, at: Timestamp, excess: u64) {
-        let deployment = &self.deployment;
-        let position = deployment.counters.iter().position(|other| other.key == counter.key);
-        if let Some(position) = position {
-            deployment.inner.lock().ledger.settled_late(deployment.limit, position, at, excess);
-        }
+        self.deployment.inner.lock().ledger.settled_late(counter.number, at, excess);
     }
 
     /// Lets the ledger look at what was put back or overdrawn.

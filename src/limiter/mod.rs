@@ -10,11 +10,13 @@ mod builder;
 mod handle;
 mod pause;
 mod permit;
+mod reconfigure;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -56,6 +58,9 @@ struct Inner {
 struct Core {
     ledger: Ledger,
     waiters: BTreeMap<Ticket, Waiter>,
+    known: reconfigure::Known,
+    /// The pause of each limit, by name, for as long as a deployment shares it.
+    pauses: BTreeMap<String, Arc<Pause>>,
     /// The cluster loop, to be woken when there is something to send at once or a new
     /// deadline to keep.
     driver: Option<Waker>,
@@ -97,11 +102,32 @@ struct Deployment {
     id: String,
     name: String,
     limit: usize,
-    counters: Vec<Counter>,
+    counters: Arc<[Counter]>,
+    /// How close to a window's end a take goes out of line: the edge, until a successor
+    /// makes it for ever. So a hit sees both in one word.
+    hot_edge_ms: AtomicU64,
     edge_ms: u64,
     policy: Policy,
     /// Shared by the deployments of one limit: the upstream counts them together.
     pause: Arc<Pause>,
+    /// What this deployment has become.
+    successor: OnceLock<Handle>,
+}
+
+impl Deployment {
+    fn new(
+        inner: Arc<Inner>,
+        id: String,
+        name: String,
+        limit: usize,
+        counters: Arc<[Counter]>,
+        policy: Policy,
+        pause: Arc<Pause>,
+    ) -> Self {
+        let edge_ms = policy.edge.as_millis() as u64;
+        let (hot_edge_ms, successor) = (AtomicU64::new(edge_ms), OnceLock::new());
+        Self { inner, id, name, limit, counters, hot_edge_ms, edge_ms, policy, pause, successor }
+    }
 }
 
 impl Limiter {
@@ -184,9 +210,9 @@ impl Limiter {
     /// limit: what peers are told.
     pub fn own_pauses(&self) -> Vec<(LimitId, Timestamp)> {
         let now = self.now();
-        let own = self.handles.values().map(|handle| &handle.deployment.pause);
-        let own = own.filter_map(|pause| Some((pause.limit(), pause.asked_here(now)?)));
-        own.collect::<BTreeMap<_, _>>().into_iter().collect()
+        let core = self.inner.lock();
+        let own = core.pauses.values().filter_map(|pause| Some((pause.limit(), pause.asked_here(now)?)));
+        own.collect()
     }
 
     /// Takes a peer's word that the upstream of a limit wants no requests until an instant.
@@ -194,8 +220,8 @@ impl Limiter {
     /// are ignored.
     pub fn hear_pause(&self, limit: LimitId, until: Timestamp) {
         let now = self.now();
-        let pauses = self.handles.values().map(|handle| &handle.deployment.pause);
-        pauses.filter(|pause| pause.limit() == limit).for_each(|pause| pause.hear(until, now));
+        let core = self.inner.lock();
+        core.pauses.values().filter(|pause| pause.limit() == limit).for_each(|pause| pause.hear(until, now));
     }
 
     /// Is ready when the ledger has something to send at once, or a new deadline.
@@ -246,6 +272,9 @@ impl Core {
             if let Waiter::Waiting(waker) = std::mem::replace(waiter, Waiter::Decided(admission)) {
                 wake.push(waker);
             }
+        }
+        if self.ledger.take_switched() {
+            self.follow();
         }
         if self.parked || self.ledger.has_transmits() {
             wake.extend(self.driver.take());

@@ -99,6 +99,8 @@ pub struct Fleet {
     pub pods: Vec<Pod>,
     pub quota: Quota,
     pub policy: Policy,
+    /// What the next pod to start is configured with.
+    pub deployment: &'static str,
     /// Directed links that lose everything.
     pub cut: BTreeSet<(usize, usize)>,
     /// Everything ever sent, if a test wants to play it again.
@@ -116,6 +118,7 @@ impl Fleet {
             pods: Vec::new(),
             quota,
             policy,
+            deployment: DEPLOYMENT,
             cut: BTreeSet::new(),
             sent: Vec::new(),
             offsets: BTreeMap::new(),
@@ -151,7 +154,7 @@ impl Fleet {
         clock.set(started);
         self.seed += 1;
         let limiter = Limiter::builder()
-            .deployment_with(DEPLOYMENT, [self.quota], self.policy.clone())
+            .deployment_with(self.deployment, [self.quota], self.policy.clone())
             .clock(clock.clone())
             .seed(self.seed)
             .build()
@@ -160,7 +163,7 @@ impl Fleet {
         let addr = address(slot);
         let slot = Slot { node: format!("pod-{slot}").into(), addr, exclusive: true };
         limiter.attach(id, slot, RosterSettings { directory, ..settings }, Duration::from_millis(100));
-        let handle = limiter.handle(DEPLOYMENT).expect("configured above");
+        let handle = limiter.handle(self.deployment).expect("configured above");
         self.pods.push(Pod { limiter, handle, clock, id, addr, alive: true, heard: BTreeMap::new() });
         self.pods.len() - 1
     }
@@ -168,6 +171,27 @@ impl Fleet {
     /// Gives a pod an answer of its directory.
     pub fn list(&mut self, pod: usize, addresses: &[SocketAddr]) {
         self.pods[pod].limiter.with_ledger(|ledger, now| ledger.handle_listing(addresses, now));
+    }
+
+    /// Changes a pod's limits. It keeps its old handle.
+    pub fn reload(&mut self, pod: usize, quotas: impl IntoIterator<Item = Quota>) {
+        let builder = Limiter::builder().deployment_with(DEPLOYMENT, quotas, self.policy.clone());
+        let pod = &mut self.pods[pod];
+        pod.limiter = pod.limiter.reconfigure(builder).expect("a valid configuration");
+    }
+
+    /// Gives a pod one deployment, which it may not have had before, and its handle.
+    pub fn deploy(&mut self, pod: usize, deployment: &str, quota: Quota) {
+        let builder = Limiter::builder().deployment_with(deployment, [quota], self.policy.clone());
+        let pod = &mut self.pods[pod];
+        pod.limiter = pod.limiter.reconfigure(builder).expect("a valid configuration");
+        pod.handle = pod.limiter.handle(deployment).expect("configured above");
+    }
+
+    /// Drops a pod's only deployment from its configuration. It keeps its handle.
+    pub fn remove(&mut self, pod: usize) {
+        let pod = &mut self.pods[pod];
+        pod.limiter = pod.limiter.reconfigure(Limiter::builder()).expect("a valid configuration");
     }
 
     /// Kills a pod: no goodbye.

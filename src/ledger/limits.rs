@@ -1,0 +1,235 @@
+//! What the ledger keeps of each limit and of each of its quotas.
+//!
+//! Knows which quotas a limit's requests are checked against at an instant, and in which
+//! version a window is counted. Must not know who changes them or when
+//! ([`version`](super::version)). The invariant it keeps: a window is counted in one
+//! version only, the one in force at its start.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::account::{Account, WalletRing};
+use super::message::ReplicaId;
+use super::mode::Mode;
+use super::parking::Parked;
+use super::quota::{Key, Quota, Unit};
+use super::status::Counters;
+use super::window::{Timestamp, Window, WindowId};
+use super::{Ledger, window_of};
+
+/// One limit: the quotas that requests of its deployments are checked against together,
+/// and the requests that wait for them.
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub(super) name: Arc<str>,
+    pub(super) mode: Mode,
+    /// Whether the configuration names it: otherwise it is kept for whoever still holds a
+    /// handle, and for peers.
+    pub(super) configured: bool,
+    /// What requests are checked against, now or from a later window on, in key order: the
+    /// order in which several claims are taken.
+    pub(super) keys: Vec<usize>,
+    /// The same for the hot path.
+    pub(super) counters: Arc<[Counter]>,
+    /// Every quota with an account here: those of `keys`, those that run out, and those held
+    /// for peers.
+    pub(super) slots: Vec<usize>,
+    pub(super) queue: VecDeque<Parked>,
+    /// When rights are asked for again while requests are parked.
+    pub(super) ask_again: Timestamp,
+    pub(super) refused: BTreeMap<&'static str, u64>,
+    pub(super) observed: u64,
+    /// What peers enforce instead of a quota of this limit, by unit.
+    pub(super) mismatches: BTreeMap<(ReplicaId, Unit), Other>,
+}
+
+/// What a peer enforced when it last spoke of a unit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Other {
+    /// In the window that starts here: whatever it said of earlier ones may come late.
+    pub(super) since: Timestamp,
+    /// `None`: what this replica enforces there.
+    pub(super) quota: Option<Quota>,
+}
+
+/// One quota of a limit: its windows, whatever the amount. A change of the amount changes
+/// the version and not the windows, so handles, wallets and permits outlive it.
+#[derive(Debug)]
+pub(super) struct KeyState {
+    /// The latest version. Its unit and windows hold for all of them.
+    pub(super) key: Key,
+    /// Every version that an open or later window may be counted in, with the start of the
+    /// first such window; the last one is `key`.
+    pub(super) versions: Vec<(Timestamp, Key)>,
+    pub(super) limit: usize,
+    /// What is promised of windows that are frozen from now on.
+    pub(super) mode: Mode,
+    /// Whether requests of this replica are or were checked against it.
+    pub(super) own: bool,
+    pub(super) ring: Arc<WalletRing>,
+    pub(super) open: BTreeMap<u64, Account>,
+    /// Units offered per second, admitted or not, smoothed over one second.
+    pub(super) demand: u64,
+    /// The mean request in units, smoothed over 16 requests that took the slow path.
+    pub(super) typical: u64,
+    /// Of closed windows.
+    pub(super) closed: Counters,
+}
+
+impl KeyState {
+    pub(super) fn new(key: Key, limit: usize, mode: Mode, own: bool, from: Timestamp) -> Self {
+        Self {
+            key,
+            versions: vec![(from, key)],
+            limit,
+            mode,
+            own,
+            ring: Arc::new(WalletRing::new(from)),
+            open: BTreeMap::new(),
+            demand: 0,
+            typical: 0,
+            closed: Counters::default(),
+        }
+    }
+
+    /// Returns the version that windows starting at `start` are counted in.
+    pub(super) fn version_at(&self, start: Timestamp) -> Key {
+        let version = self.versions.iter().rev().find(|(from, _)| *from <= start);
+        version.unwrap_or(&self.versions[0]).1
+    }
+
+    /// Returns the version of a window that may have an account here, `None` for any other.
+    pub(super) fn version_in(&self, window: Window) -> Option<Key> {
+        self.ring.is_in_force(window.start()).then(|| self.version_at(window.start()))
+    }
+
+    /// Says whether requests at `now` must come to the ledger: the window is over, or ends
+    /// early, at an instant that a hit does not know.
+    pub(super) fn is_shut_to_hits(&self, window: Window, now: Timestamp) -> bool {
+        window.end() <= now || window.end() > self.ring.until()
+    }
+
+    /// Says whether a window was cut short and is over: what is left in it is nobody's, or
+    /// the part of the next version that covers the same time would come on top.
+    pub(super) fn is_cut_off(&self, window: Window, now: Timestamp) -> bool {
+        let until = self.ring.until();
+        window.end() > until && until <= now
+    }
+
+    /// Returns which windows a reservation at `at` is charged to.
+    pub(super) fn windows(&self, at: Timestamp, edge_ms: u64) -> impl Iterator<Item = Window> + Clone + use<> {
+        let window_at = |at: Timestamp| self.ring.is_in_force(at).then(|| window_of(self, at));
+        let first = window_at(at);
+        let second = window_at(at.plus(Duration::from_millis(edge_ms)));
+        first.into_iter().chain(second.filter(|second| Some(*second) != first))
+    }
+
+    /// Returns when the next thing happens to it at or after `now` by time alone.
+    pub(super) fn next_change(&self, now: Timestamp) -> Timestamp {
+        if now < self.ring.from() { self.ring.from() } else { window_of(self, now).end().min(self.ring.until()) }
+    }
+}
+
+/// What the hot path needs of one key.
+#[derive(Clone, Debug)]
+pub(crate) struct Counter {
+    pub(crate) key: Key,
+    pub(crate) ring: Arc<WalletRing>,
+    /// Its number in the ledger.
+    pub(crate) number: usize,
+}
+
+impl Counter {
+    /// Returns the number of the window that `unix_ms` falls into, and how many
+    /// milliseconds of it are left: at least one.
+    #[inline]
+    pub(crate) fn place_at(&self, unix_ms: u64) -> (u64, u64) {
+        let length_ms = self.key.quota.window().ms();
+        (unix_ms / length_ms, length_ms.get() - unix_ms % length_ms)
+    }
+
+    /// Returns the numbers of the windows that a reservation at `at` is charged to: the one
+    /// it falls into and, within the edge of its end, the next; each only if this quota is
+    /// in force there.
+    #[inline]
+    pub(crate) fn windows(&self, at: Timestamp, edge_ms: u64) -> impl Iterator<Item = u64> + Clone + use<> {
+        let (number, left_ms) = self.place_at(at.unix_ms());
+        let edge = left_ms <= edge_ms;
+        let here = self.ring.is_in_force(at);
+        let then = edge && self.ring.is_in_force(at.plus(Duration::from_millis(edge_ms)));
+        (u64::from(!here)..1 + u64::from(then)).map(move |ahead| number + ahead)
+    }
+}
+
+/// A quota without its amount: what two versions with the same windows have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shape(Key);
+
+impl Shape {
+    pub(super) fn of(key: &Key) -> Self {
+        Self(Key { quota: key.quota.of_one(), ..*key })
+    }
+}
+
+impl Ledger {
+    /// Returns the keys that a limit's requests at `now` are checked against, in key order.
+    pub(super) fn in_force(&self, limit: usize, now: Timestamp) -> impl Iterator<Item = usize> + '_ {
+        self.limits[limit].keys.iter().copied().filter(move |key| self.keys[*key].ring.is_in_force(now))
+    }
+
+    /// Returns the key and window that a message speaks of, if they are this replica's: `None`
+    /// for any other version of that window.
+    pub(super) fn find(&self, key: &Key, window: WindowId) -> Option<(usize, Window)> {
+        let number = *self.by_shape.get(&Shape::of(key))?;
+        let window = key.quota.window().window_of(window)?;
+        let state = &self.keys[number];
+        let version = match state.open.get(&window.number()) {
+            Some(account) => Some(account.key),
+            None => state.version_in(window),
+        };
+        (version == Some(*key)).then_some((number, window))
+    }
+
+    /// Adds an empty limit, without quotas.
+    pub(super) fn push_limit(&mut self, name: Arc<str>) -> usize {
+        let limit = Limit {
+            name,
+            mode: Mode::default(),
+            configured: false,
+            keys: Vec::new(),
+            counters: Arc::new([]),
+            slots: Vec::new(),
+            queue: VecDeque::new(),
+            ask_again: Timestamp::NEVER,
+            refused: BTreeMap::new(),
+            observed: 0,
+            mismatches: BTreeMap::new(),
+        };
+        if let Some(free) = self.free_limits.pop() {
+            self.limits[free] = limit;
+            return free;
+        }
+        self.limits.push(limit);
+        self.limits.len() - 1
+    }
+
+    /// Adds a quota to a limit.
+    pub(super) fn push_key(&mut self, key: Key, limit: usize, own: bool, from: Timestamp) -> usize {
+        let state = KeyState::new(key, limit, self.limits[limit].mode, own, from);
+        let number = match self.free_keys.pop() {
+            Some(free) => {
+                self.keys[free] = state;
+                free
+            }
+            None => {
+                self.keys.push(state);
+                self.keys.len() - 1
+            }
+        };
+        self.limits[limit].slots.push(number);
+        self.by_shape.insert(Shape::of(&key), number);
+        self.longest = self.longest.max(key.quota.window().duration());
+        number
+    }
+}
