@@ -193,7 +193,7 @@ fn limits(registry: &mut Registry, status: &Status) -> Family<Labels, Counter> {
             let window = format!("{:?}", standing.quota.window());
             let unit = standing.quota.unit().name();
             let set = labels(&[("deployment", name), ("unit", unit), ("window", &window)]);
-            limit.get_or_create(&set).set(gauge_value(standing.quota.amount()));
+            limit.get_or_create(&set).set(gauge_value(standing.limit));
             used.get_or_create(&set).set(gauge_value(standing.used));
             spendable.get_or_create(&set).set(gauge_value(standing.spendable));
             unreachable.get_or_create(&set).set(gauge_value(standing.margin_unreachable));

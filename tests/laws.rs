@@ -3,16 +3,14 @@
 mod fleet;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use crdts::{CmRDT, PNCounter};
-use fleet::{Fleet, Letter, address};
+use fleet::storm::{Storm, step};
+use fleet::{Fleet, Letter};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use quotum::ledger::{
-    Contact, Directory, FirstWindow, Key, LimitId, Message, OnSilence, ReplicaId, RequestKind, RosterSettings, Row,
-    Timestamp, WindowId,
+    Contact, Directory, Key, LimitId, Message, ReplicaId, RequestKind, RosterSettings, Row, Timestamp, Window, WindowId,
 };
 use quotum::{Claim, Limiter, Mode, Policy, Portion, Quota};
 
@@ -25,211 +23,8 @@ fn to_u64(value: impl ToString) -> u64 {
     value.to_string().parse().expect("a small number")
 }
 
-/// One step of a schedule.
-#[derive(Clone, Debug)]
-enum Step {
-    Pass(u64),
-    Tick(usize),
-    /// Delivers any message ever sent: late, early, twice, out of order.
-    Deliver(prop::sample::Index),
-    Heartbeat,
-    /// Everybody ticks and everything arrives.
-    Calm,
-    Take(usize, u64),
-    Settle(prop::sample::Index, u64),
-    Kill(usize),
-    Restart(usize),
-    Start,
-    Leave(usize),
-    Ask(usize, u64),
-    Forget(usize),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => prop_oneof![Just(100u64), Just(1_000), Just(7_000), Just(20_000)].prop_map(Step::Pass),
-        8 => (0usize..6).prop_map(Step::Tick),
-        24 => any::<prop::sample::Index>().prop_map(Step::Deliver),
-        6 => Just(Step::Heartbeat),
-        2 => Just(Step::Calm),
-        10 => (0usize..6, 1u64..60).prop_map(|(pod, amount)| Step::Take(pod, amount)),
-        4 => (any::<prop::sample::Index>(), 0u64..60).prop_map(|(which, actual)| Step::Settle(which, actual)),
-        1 => (0usize..6).prop_map(Step::Kill),
-        1 => (0usize..6).prop_map(Step::Restart),
-        1 => Just(Step::Start),
-        1 => (0usize..6).prop_map(Step::Leave),
-        3 => (0usize..6, 1u64..60).prop_map(|(pod, amount)| Step::Ask(pod, amount)),
-        1 => (0usize..6).prop_map(Step::Forget),
-    ]
-}
-
-/// A fleet under the conditions of the promise, whatever the schedule does.
-struct Storm {
-    fleet: Fleet,
-    /// The most that may be reserved in a window.
-    most: u64,
-    slots: usize,
-    /// Outstanding reservations: pod, window start, permit.
-    held: Vec<(usize, u64, quotum::Permit<'static>)>,
-    /// Reserved and not refunded, by window, as an observer outside counts it.
-    used: BTreeMap<u64, i64>,
-}
-
-impl Storm {
-    fn new(mode: Mode) -> Self {
-        let mut fleet = Fleet::new(Quota::tokens(LIMIT).per_minute(), START + 1_000);
-        fleet.policy.mode = mode;
-        let most = LIMIT + mode.overshoot_bound(LIMIT).expect("a mode with a promise");
-        for pod in 0..3 {
-            let pod = fleet.start(pod, Directory::Name, Self::settings());
-            let known: Vec<SocketAddr> = (0..=pod).map(address).collect();
-            fleet.list(pod, &known);
-        }
-        // They join, and the storm begins in the first window that is theirs.
-        fleet.run(3);
-        fleet.pass(57_000);
-        fleet.run(5);
-        Self { fleet, most, slots: 3, held: Vec::new(), used: BTreeMap::new() }
-    }
-
-    fn settings() -> RosterSettings {
-        RosterSettings { on_silence: OnSilence::Closed, first_window: FirstWindow::Wait, ..RosterSettings::default() }
-    }
-
-    fn window(&self) -> u64 {
-        self.fleet.now_ms / MINUTE * MINUTE
-    }
-
-    fn pod(&self, pod: usize) -> Option<usize> {
-        let alive: Vec<usize> = (0..self.fleet.pods.len()).filter(|pod| self.fleet.pods[*pod].alive).collect();
-        (!alive.is_empty()).then(|| alive[pod % alive.len()])
-    }
-
-    /// Starts a process in a slot. The directory is complete: it lists every slot that
-    /// was ever registered.
-    fn start(&mut self, slot: usize) {
-        if self.fleet.pods.len() < 12 {
-            let pod = self.fleet.start(slot, Directory::Name, Self::settings());
-            let known: Vec<SocketAddr> = (0..self.slots).map(address).collect();
-            self.fleet.list(pod, &known);
-        }
-    }
-
-    fn apply(&mut self, step: &Step) {
-        let _ = self.fleet.collect();
-        match step {
-            Step::Pass(ms) => self.fleet.pass(*ms),
-            Step::Tick(pod) => {
-                if let Some(pod) = self.pod(*pod) {
-                    self.fleet.pods[pod].limiter.with_ledger(|ledger, now| ledger.handle_tick(now));
-                }
-            }
-            Step::Deliver(index) => {
-                if !self.fleet.sent.is_empty() {
-                    let letter: Letter = index.get(&self.fleet.sent).clone();
-                    self.fleet.force(&letter);
-                }
-            }
-            Step::Heartbeat => self.fleet.heartbeat(),
-            Step::Calm => self.fleet.run(1),
-            Step::Take(pod, amount) => _ = self.take(*pod, *amount),
-            Step::Settle(index, actual) => {
-                if !self.held.is_empty() {
-                    let (_, window, permit) = self.held.swap_remove(index.index(self.held.len()));
-                    // Never above the reservation: that is the promise's other clause.
-                    let reserved = permit.claim().amount(quotum::Unit::Tokens);
-                    let actual = (*actual).min(reserved);
-                    let open = self.fleet.now_ms < window + 3 * MINUTE;
-                    permit.settle(actual);
-                    if open {
-                        *self.used.entry(window).or_default() -= (reserved - actual) as i64;
-                    }
-                }
-            }
-            Step::Kill(pod) => {
-                if let Some(pod) = self.pod(*pod) {
-                    self.fleet.kill(pod);
-                    // Its reservations stay charged for ever.
-                    self.held.retain(|(holder, ..)| *holder != pod);
-                }
-            }
-            Step::Restart(pod) => {
-                let dead: Vec<usize> = (0..self.slots)
-                    .filter(|slot| !self.fleet.pods.iter().any(|pod| pod.alive && pod.addr == address(*slot)))
-                    .collect();
-                if !dead.is_empty() {
-                    self.fleet.pass(1);
-                    self.start(dead[pod % dead.len()]);
-                }
-            }
-            Step::Start => {
-                if self.slots < 6 {
-                    self.slots += 1;
-                    self.start(self.slots - 1);
-                }
-            }
-            Step::Leave(pod) => {
-                if let Some(pod) = self.pod(*pod) {
-                    self.fleet.pods[pod].limiter.with_ledger(|ledger, now| ledger.leave(now));
-                }
-            }
-            Step::Ask(pod, amount) => {
-                // A parked request asks for rights; the future is dropped, the question
-                // is not.
-                if let Some(pod) = self.pod(*pod) {
-                    let handle = self.fleet.pods[pod].handle.clone();
-                    let mut future = handle.acquire(Claim::tokens(*amount));
-                    let wakes = std::sync::Arc::default();
-                    if let std::task::Poll::Ready(Ok(permit)) = fleet::poll(&mut future, &wakes) {
-                        self.hold(pod, permit.into_owned());
-                    }
-                }
-            }
-            Step::Forget(pod) => {
-                // A sound proof only: of a replica that is dead.
-                let dead = self.fleet.pods.iter().find(|pod| !pod.alive).map(|pod| pod.id.to_string());
-                if let (Some(pod), Some(dead)) = (self.pod(*pod), dead) {
-                    let _ = self.fleet.pods[pod].limiter.forget(&dead);
-                }
-            }
-        }
-    }
-
-    fn take(&mut self, pod: usize, amount: u64) -> bool {
-        let Some(pod) = self.pod(pod) else { return false };
-        let handle = self.fleet.pods[pod].handle.clone();
-        let Ok(mut permit) = handle.try_acquire(Claim::tokens(amount)) else { return false };
-        permit.start();
-        self.hold(pod, permit.into_owned());
-        true
-    }
-
-    /// Everybody takes what it can get without asking.
-    fn drain(&mut self) {
-        for pod in 0..6 {
-            while self.take(pod, 5) {}
-        }
-    }
-
-    fn hold(&mut self, pod: usize, permit: quotum::Permit<'static>) {
-        let mut permit = permit;
-        permit.start();
-        let amount = permit.claim().amount(quotum::Unit::Tokens);
-        let window = self.window();
-        *self.used.entry(window).or_default() += amount as i64;
-        self.held.push((pod, window, permit));
-    }
-
-    fn check(&self) -> Result<(), TestCaseError> {
-        for (window, used) in &self.used {
-            prop_assert!(*used <= self.most as i64, "window {} has {} reserved of {}", window, used, self.most);
-        }
-        for window in self.used.keys() {
-            let rights = self.fleet.rights(*window);
-            prop_assert!(rights <= LIMIT, "window {} has rights {}", window, rights);
-        }
-        Ok(())
-    }
+fn minute() -> Quota {
+    Quota::tokens(LIMIT).per_minute()
 }
 
 /// The theorem: loss, repetition, reordering, delay, joins, leaves, crashes and restarts in
@@ -243,14 +38,15 @@ fn the_sum_of_rights_never_exceeds_the_limit() {
     // A law about fleets that never spend anything would prove nothing.
     let (spent, shared, moved) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let outcome = runner.run(&prop::collection::vec(step(), 50..400), |steps| {
-        let mut storm = Storm::new(Mode::Strict);
+        let mut storm = Storm::new(minute(), Mode::Strict, START, 1);
         for step in &steps {
             storm.apply(step);
             storm.check()?;
         }
-        let spenders = |window: &u64| storm.fleet.pods.iter().filter(|pod| pod.used(*window) > 0).count();
+        let spenders =
+            |slice: &Window| storm.fleet.pods.iter().filter(|pod| pod.used(slice.start().unix_ms()) > 0).count();
         spent.set(spent.get() + u32::from(!storm.used.is_empty()));
-        shared.set(shared.get() + u32::from(storm.used.keys().any(|window| spenders(window) > 1)));
+        shared.set(shared.get() + u32::from(storm.used.keys().any(|slice| spenders(slice) > 1)));
         let gifts = |letter: &Letter| matches!(&letter.message, Some(Message::Row(row)) if !row.given.is_empty());
         moved.set(moved.get() + u32::from(storm.fleet.sent.iter().any(gifts)));
         Ok(())
@@ -273,7 +69,7 @@ fn an_elastic_limit_is_exceeded_by_beta_at_most() {
     // A law about allowances that nobody ever spends would prove nothing.
     let (stretched, repaid) = (Cell::new(0), Cell::new(0));
     let outcome = runner.run(&prop::collection::vec(step(), 50..400), |steps| {
-        let mut storm = Storm::new(Mode::Elastic { beta: Portion::percent(20) });
+        let mut storm = Storm::new(minute(), Mode::Elastic { beta: Portion::percent(20) }, START, 1);
         for (place, step) in steps.iter().enumerate() {
             storm.apply(step);
             if place % 50 == 49 {

@@ -18,18 +18,20 @@
 //!            count (replica:16 amount)* spendable:zigzag demand typical
 //! request  = key window seq need want kind:1 waiting_ms
 //! roster   = from:16 revision floor watermark count member*
-//! key      = limit:8 (unit + 16 x window kind):1 amount window_ms
+//! key      = limit:8 (unit | 16 x kind | 128 if its rights come at once):1 amount window_ms
+//!            kind 0 fixed | 1 sliding parts:1 | 2 bucket burst | 3 day zone:22
 //! member   = id:16 flags:1 [ip:4|16] port:2 length:1 node counts [gone] seen
 //! flags    = 1 IPv6 | 2 exclusive | 4 gone is known
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ledger::{
     Key, LimitId, Member, Message, Quota, QuotaError, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot,
-    Timestamp, Unit, WindowId, WindowKind,
+    Timestamp, Unit, WindowId, WindowKind, Zone,
 };
 
 /// The version this release writes.
@@ -121,6 +123,13 @@ const FLAG_IPV6: u8 = 1;
 const FLAG_EXCLUSIVE: u8 = 2;
 const FLAG_GONE: u8 = 4;
 
+const KIND_FIXED: u8 = 0;
+const KIND_SLIDING: u8 = 1;
+const KIND_BUCKET: u8 = 2;
+const KIND_DAY: u8 = 3;
+/// The quota's rights come at once, however long its window.
+const FLAG_AT_ONCE: u8 = 0x80;
+
 /// The fewest bytes of a member: id, flags, IPv4 address and port, an empty name, and two
 /// numbers of one byte. Bounds what a forged count can make us allocate.
 const MIN_MEMBER: usize = 16 + 1 + 4 + 2 + 1 + 2;
@@ -197,9 +206,22 @@ fn put_member(member: &Member, out: &mut Vec<u8>) {
 
 fn put_key(key: Key, out: &mut Vec<u8>) {
     out.extend_from_slice(&key.limit.bits().to_le_bytes());
-    out.push(key.quota.unit() as u8 | ((key.quota.kind() as u8) << 4));
-    put_number(key.quota.amount(), out);
-    put_number(key.quota.window().ms().get(), out);
+    let quota = key.quota;
+    let kind = match quota.kind() {
+        WindowKind::Fixed => KIND_FIXED,
+        WindowKind::Sliding { .. } => KIND_SLIDING,
+        WindowKind::Bucket { .. } => KIND_BUCKET,
+        WindowKind::Day { .. } => KIND_DAY,
+    };
+    out.push(quota.unit() as u8 | (kind << 4) | if quota.is_at_once() { FLAG_AT_ONCE } else { 0 });
+    put_number(quota.amount(), out);
+    put_number(quota.window().ms().get(), out);
+    match quota.kind() {
+        WindowKind::Fixed => {}
+        WindowKind::Sliding { parts } => out.push(parts),
+        WindowKind::Bucket { burst } => put_number(burst.get(), out),
+        WindowKind::Day { zone } => out.extend_from_slice(&zone.to_bytes()),
+    }
 }
 
 fn put_replica(id: ReplicaId, out: &mut Vec<u8>) {
@@ -312,12 +334,19 @@ impl<'a> Reader<'a> {
         let limit = LimitId::from_bits(u64::from_le_bytes(self.array()?));
         let kinds = self.byte()?;
         let unit = Unit::ALL.get(usize::from(kinds & 0x0f)).copied();
-        let (Some(unit), true) = (unit, kinds >> 4 == WindowKind::Fixed as u8) else {
-            return Err(WireError::QuotaKind(kinds));
-        };
+        let unknown = WireError::QuotaKind(kinds);
+        let Some(unit) = unit else { return Err(unknown) };
         let amount = self.number()?;
         let window = Duration::from_millis(self.number()?);
-        let quota = Quota::new(unit, amount, window).map_err(WireError::Quota)?;
+        let kind = match (kinds >> 4) & 0x07 {
+            KIND_FIXED => WindowKind::Fixed,
+            KIND_SLIDING => WindowKind::Sliding { parts: self.byte()? },
+            KIND_BUCKET => WindowKind::Bucket { burst: NonZeroU64::new(self.number()?).ok_or(unknown)? },
+            KIND_DAY => WindowKind::Day { zone: Zone::from_bytes(&self.array()?).ok_or(unknown)? },
+            _ => return Err(unknown),
+        };
+        let quota = Quota::new(unit, amount, window).and_then(|quota| quota.of_kind(kind)).map_err(WireError::Quota)?;
+        let quota = if kinds & FLAG_AT_ONCE == 0 { quota } else { quota.at_once() };
         Ok(Key { limit, quota })
     }
 

@@ -57,6 +57,25 @@ fn golden_row() {
 }
 
 #[test]
+fn golden_keys_of_every_kind() {
+    let berlin = Zone::parse_posix("CET-1CEST,M3.5.0,M10.5.0/3").expect("valid");
+    for (quota, bytes) in [
+        (Quota::tokens(100_000).per_minute(), "00a08d06e0d403"),
+        (Quota::requests(600).per_minute().sliding(), "11d804e0d40304"),
+        (Quota::input_tokens(100_000).per_minute().bucket(50_000), "22a08d06e0d403d08603"),
+        (
+            Quota::tokens(100_000).per_day(berlin).at_once(),
+            "b0a08d0680b89929100e0000201c0000030500201c00000a0500302a0000",
+        ),
+    ] {
+        let mut out = Vec::new();
+        put_key(Key { limit: LimitId::from_bits(0), quota }, &mut out);
+        let told: String = out[8..].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(told, bytes, "{quota}");
+    }
+}
+
+#[test]
 fn golden_request() {
     let request = RightsRequest {
         key: key(),
@@ -181,9 +200,27 @@ fn other_versions_are_not_read() {
 }
 
 prop_compose! {
-    fn any_key()(limit: u64, unit in 0usize..4, amount in 1..=Quota::MAX_AMOUNT, window in 1u64..=366 * 86_400_000) -> Key {
-        let quota = Quota::new(Unit::ALL[unit], amount, Duration::from_millis(window)).unwrap();
-        Key { limit: LimitId::from_bits(limit), quota }
+    fn any_key()(
+        limit: u64,
+        unit in 0usize..4,
+        amount in 1..=Quota::MAX_AMOUNT,
+        window in 1u64..=366 * 86_400_000,
+        kind in 0u8..5,
+        number in 1..=Quota::MAX_AMOUNT,
+        at_once: bool,
+    ) -> Key {
+        let quota = |window| Quota::new(Unit::ALL[unit], amount, Duration::from_millis(window)).unwrap();
+        let berlin = Zone::parse_posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let of_kind = match kind {
+            0 => Ok(quota(window)),
+            1 => quota(window).of_kind(WindowKind::Sliding { parts: (number % 13) as u8 }),
+            2 => quota(window).of_kind(WindowKind::Bucket { burst: NonZeroU64::new(number).unwrap() }),
+            3 => quota(86_400_000).of_kind(WindowKind::Day { zone: Zone::UTC }),
+            _ => quota(86_400_000).of_kind(WindowKind::Day { zone: berlin }),
+        };
+        // Not every kind fits every amount and window.
+        let quota = of_kind.unwrap_or(quota(window));
+        Key { limit: LimitId::from_bits(limit), quota: if at_once { quota.at_once() } else { quota } }
     }
 }
 

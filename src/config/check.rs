@@ -17,6 +17,7 @@ use super::scalar::{address, duration};
 use super::{ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Problem};
 
 mod deployment;
+mod kind;
 mod mode;
 mod proxy;
 

@@ -5,10 +5,9 @@
 //! a typing mistake never turns a limit off.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 
-use super::scalar::{Choice, Secret};
+use super::scalar::Secret;
 use super::tree::Tree;
 
 pub(super) type Text = Option<Spanned<String>>;
@@ -131,13 +130,17 @@ pub(super) struct Timeouts {
 pub(super) struct Limit {
     pub(super) unit: Spanned<String>,
     pub(super) amount: Spanned<i64>,
-    pub(super) window: Spanned<String>,
     #[serde(default)]
-    pub(super) kind: Option<Spanned<Choice>>,
-    /// Belongs to `kind: bucket`; its presence is refused with the kind.
+    pub(super) window: Text,
     #[serde(default)]
-    pub(super) burst: Option<Spanned<IgnoredAny>>,
-    /// Belongs to `kind: day`; its presence is refused with the kind.
+    pub(super) kind: Option<Spanned<Tree>>,
+    /// Settings of the kind, as they can also be written beside it.
     #[serde(default)]
-    pub(super) time_zone: Option<Spanned<IgnoredAny>>,
+    pub(super) parts: Option<Spanned<Tree>>,
+    #[serde(default)]
+    pub(super) burst: Option<Spanned<Tree>>,
+    #[serde(default)]
+    pub(super) time_zone: Option<Spanned<Tree>>,
+    #[serde(default)]
+    pub(super) at_once: bool,
 }

@@ -13,7 +13,6 @@ pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
 mod tree;
-#[expect(dead_code, reason = "days as windows are not configurable yet")]
 pub(crate) mod zone;
 
 use std::fmt;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::Deserializer;
 
 /// Text that must not appear in logs, metrics, status pages or errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -77,41 +77,6 @@ fn split(text: &str) -> Option<(u64, &str)> {
 /// Returns the address that `text` writes: an IP and a port.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address; write an IP and a port: 10.0.0.7:7946 or [::]:7946"))
-}
-
-/// The name of a choice that may carry settings: `fixed`, or `bucket` of
-/// `{ bucket: { burst: 5 } }`.
-///
-/// Every choice that carries settings belongs to a later version and is refused by its
-/// name, so the settings themselves are not read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Choice(pub(crate) String);
-
-impl<'de> Deserialize<'de> for Choice {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
-
-        impl<'de> Visitor<'de> for Name {
-            type Value = Choice;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name, or one name with its settings")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Choice, E> {
-                Ok(Choice(text.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Choice, A::Error> {
-                let name = map.next_key::<String>()?.ok_or_else(|| serde::de::Error::custom("an empty choice"))?;
-                map.next_value::<IgnoredAny>()?;
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Choice(name))
-            }
-        }
-
-        deserializer.deserialize_any(Name)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a config file may say, and what its author is told otherwise.
 
 use quotum::Portion;
+use quotum::ledger::{WindowKind, Zone};
 
 use super::*;
 
@@ -154,9 +155,6 @@ fn limits_of_zero_or_less_are_refused() {
 #[test]
 fn what_belongs_to_later_versions_is_refused_by_name() {
     for (text, field) in [
-        (one_deployment("").replace("window: 60s", "window: 60s, kind: sliding"), "limits[0].kind"),
-        (one_deployment("").replace("window: 60s", "window: 60s, kind: { bucket: { burst: 5 } }"), "limits[0].kind"),
-        (one_deployment("").replace("window: 60s", "window: 1d, kind: day, time_zone: UTC"), "limits[0].kind"),
         (one_deployment("    mode: { sum: { margin: auto } }\n"), "mode"),
         (format!("litellm_config: x.yaml\n{}", one_deployment("")), "litellm_config"),
     ] {
@@ -208,6 +206,28 @@ fn a_mode_that_is_written_wrong_is_refused_with_what_would_be_right() {
 }
 
 #[test]
+fn every_kind_of_window_is_read_in_either_form() {
+    let quota = Quota::tokens(100).per_minute();
+    let berlin = Zone::parse_posix("CET-1CEST,M3.5.0,M10.5.0/3").expect("valid");
+    for (written, expected) in [
+        ("window: 60s, kind: fixed", quota),
+        ("window: 60s, kind: sliding", quota.sliding()),
+        (
+            "window: 60s, kind: { sliding: { parts: 6 } }",
+            quota.of_kind(WindowKind::Sliding { parts: 6 }).expect("fits"),
+        ),
+        ("window: 60s, kind: { bucket: { burst: 50 } }", quota.bucket(50)),
+        ("window: 60s, kind: bucket, burst: 50", quota.bucket(50)),
+        ("kind: day", Quota::tokens(100).per_day(Zone::UTC)),
+        ("window: 1d, kind: { day: { time_zone: Europe/Berlin } }", Quota::tokens(100).per_day(berlin)),
+        ("kind: day, time_zone: Europe/Berlin, at_once: true", Quota::tokens(100).per_day(berlin).at_once()),
+    ] {
+        let config = read(&one_deployment("").replace("window: 60s", written)).expect(written);
+        assert_eq!(config.deployments[0].quotas, [expected], "{written}");
+    }
+}
+
+#[test]
 fn deployments_that_share_a_limit_share_its_mode() {
     let one = |id: &str, mode: &str| {
         format!(
@@ -219,6 +239,25 @@ fn deployments_that_share_a_limit_share_its_mode() {
     let told = problems(&format!("deployments:\n{}{}", one("a", elastic), one("b", "strict")));
     assert!(told.contains("deployments[1].mode: shares the limit `s` with deployment `a`"), "{told}");
     assert!(told.contains("elastic with beta 0.1"), "{told}");
+}
+
+#[test]
+fn a_kind_that_does_not_fit_is_told_where_and_why() {
+    for (written, field, why) in [
+        ("window: 60s, kind: rolling", "limits[0].kind", "use fixed, sliding"),
+        ("window: 60s, kind: { sliding: { parts: 7 } }", "limits[0].kind", "do not divide"),
+        ("window: 60s, kind: { sliding: { parts: many } }", "limits[0].kind", "1 to 12"),
+        ("window: 60s, kind: sliding, burst: 5", "limits[0].kind", "`burst` is not a setting of sliding windows"),
+        ("window: 60s, kind: bucket", "limits[0].kind", "needs its size"),
+        ("window: 60s, kind: bucket, burst: 0", "limits[0].kind", "at least 1"),
+        ("window: 60s, kind: { bucket: { burst: 1 } }", "limits[0].kind", "3 to"),
+        ("window: 60s, kind: day", "limits[0].window", "is 24h long"),
+        ("kind: day, time_zone: Middle/Earth", "limits[0].kind", "Middle/Earth"),
+        ("kind: fixed", "limits[0].window", "is missing"),
+    ] {
+        let told = problems(&one_deployment("").replace("window: 60s", written));
+        assert!(told.contains(field) && told.contains(why), "{written}: {told}");
+    }
 }
 
 #[test]

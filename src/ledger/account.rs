@@ -14,7 +14,6 @@ use crdts::{CmRDT, Dot, VClock};
 use super::message::Row;
 use super::mode::Mode;
 use super::quota::Key;
-use super::roster::Place;
 use super::window::{Timestamp, Window};
 use crate::wallet::{After, Miss, Wallet};
 
@@ -29,13 +28,14 @@ impl Actor {
     pub(crate) const ME: Self = Self(0);
 }
 
-/// How many windows of one key can be open at once: two closed ones that settlements may
-/// still reach, the running one, and the next.
-const RING: usize = 4;
+/// How many windows of one key have a wallet at once: those that ended and settlements may
+/// still reach (twelve slices of a sliding window, two windows of most others), the running
+/// one, and the next.
+pub(crate) const RING: usize = 16;
 
 /// The wallets of one key: a ring over its windows, shared between the hot path and the
-/// ledger. One cache line, and nothing in it that a hit only reads: a line that another
-/// thread writes would be fetched twice.
+/// ledger. Nothing in it is only read by a hit: a line that another thread writes would be
+/// fetched twice.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct WalletRing {
@@ -196,13 +196,18 @@ pub(crate) struct Account {
     /// In which version: whatever is configured later, this window keeps it.
     pub(crate) key: Key,
     pub(crate) window: Window,
-    /// This replica's place when the window was frozen; `None` until then, and for ever
-    /// if it is not entitled.
-    pub(crate) place: Option<Place>,
-    /// Share + received - given.
-    rights: u64,
+    /// How many instalments have been dealt with: this replica's part of each is frozen, or
+    /// it was not entitled to one and never will be.
+    pub(crate) dealt: u32,
+    /// Shares + received - given + carried; below zero only where a bucket's debt was moved
+    /// on to the next slice.
+    rights: i64,
     /// What the mode has put into the wallet beside the rights.
     allowance: u64,
+    /// Moved here from earlier slices of a bucket, and taken back for their debts.
+    pub(crate) carried: i64,
+    /// Used before the bucket was emptied, when the replica joined a fleet.
+    written_off: i64,
     given: VClock<u16>,
     received: VClock<u16>,
     /// Reserved and refunded of every other replica: a PN-counter's two halves, kept
@@ -233,9 +238,11 @@ impl Account {
         Self {
             key,
             window,
-            place: None,
+            dealt: 0,
             rights: 0,
             allowance: 0,
+            carried: 0,
+            written_off: 0,
             given: VClock::new(),
             received: VClock::new(),
             reserved: VClock::new(),
@@ -259,18 +266,18 @@ impl Account {
         usage
     }
 
-    /// Credits this replica's share, and what the mode allows beyond it. Once.
-    pub(crate) fn freeze(&mut self, place: Place, mode: Mode, ring: &WalletRing) {
-        assert!(self.place.is_none(), "a window is frozen once");
-        self.place = Some(place);
-        let share = place.share(self.key.quota.amount());
+    /// Credits this replica's part of the next instalment, and what the mode allows beyond
+    /// it. Each once.
+    pub(crate) fn deal(&mut self, share: u64, mode: Mode, ring: &WalletRing) {
         let allowance = mode.allowance(share);
-        self.rights += share;
+        self.dealt += 1;
+        self.rights += share as i64;
         self.allowance += allowance;
         ring.credit(self.window.number(), share + allowance);
     }
 
-    pub(crate) const fn rights(&self) -> u64 {
+    /// Returns what this replica may still spend or has spent here.
+    pub(crate) const fn rights(&self) -> i64 {
         self.rights
     }
 
@@ -278,6 +285,46 @@ impl Account {
     /// the wallet's balance without the allowance. Negative is debt.
     pub(crate) fn owned(&self, ring: &WalletRing) -> i64 {
         ring.balance(self.window.number()) - self.allowance as i64
+    }
+
+    /// Returns what was used of rights that were dealt here, now or in earlier slices. What
+    /// was received comes first: it cannot be carried on, because only its donor knows how
+    /// long it lives.
+    pub(crate) fn own_use(&self, ring: &WalletRing) -> i64 {
+        let gave: u64 = self.given.iter().map(|dot| dot.counter).sum();
+        let got: u64 = self.received.iter().map(|dot| dot.counter).sum();
+        let used = self.usage(ring).used() as i64;
+        (used + gave as i64 - got as i64 - self.written_off).max(0)
+    }
+
+    /// Takes up to `amount` of the rights out, for the running slice. Returns what was there.
+    pub(crate) fn carry_out(&mut self, amount: u64, ring: &WalletRing) -> u64 {
+        let amount = amount.min(self.owned(ring).max(0) as u64);
+        if amount == 0 || ring.take_above(self.window.number(), amount, self.allowance).is_err() {
+            return 0;
+        }
+        self.rights -= amount as i64;
+        amount
+    }
+
+    /// Adds what earlier slices left.
+    pub(crate) fn carry_in(&mut self, amount: u64, ring: &WalletRing) {
+        self.carried += amount as i64;
+        self.rights += amount as i64;
+        ring.credit(self.window.number(), amount);
+    }
+
+    /// Takes out what an earlier slice turned out to have used, covered or not.
+    pub(crate) fn carry_debt(&mut self, amount: u64, ring: &WalletRing) {
+        self.carried -= amount as i64;
+        self.rights -= amount as i64;
+        ring.charge(self.window.number(), amount);
+    }
+
+    /// Covers debt with what a later slice gave for it.
+    pub(crate) fn cover(&mut self, amount: u64, ring: &WalletRing) {
+        self.rights += amount as i64;
+        ring.credit(self.window.number(), amount);
     }
 
     /// Returns this replica's counters as they stand.
@@ -319,7 +366,7 @@ impl Account {
         if amount == 0 || ring.take_above(self.window.number(), amount, self.allowance).is_err() {
             return 0;
         }
-        self.rights -= amount;
+        self.rights -= amount as i64;
         let total = self.given.get(&to.0) + amount;
         self.given.apply(Dot::new(to.0, total));
         self.given_changed = true;
@@ -331,9 +378,11 @@ impl Account {
         let balance = ring.balance(self.window.number());
         let owned = self.owned(ring).max(0);
         if balance > 0 && ring.take_past_parked(self.window.number(), balance as u64).is_ok() {
-            self.rights -= owned as u64;
+            self.rights -= owned;
             self.allowance -= (balance - owned) as u64;
         }
+        self.carried = 0;
+        self.written_off += self.own_use(ring);
     }
 
     /// Returns what replicas owe in this window, as they last said.
@@ -392,7 +441,7 @@ impl Account {
         }
         let credit = total - known;
         self.received.apply(Dot::new(from.0, total));
-        self.rights = self.rights.saturating_add(credit);
+        self.rights = self.rights.saturating_add(credit.min(i64::MAX as u64) as i64);
         ring.credit(self.window.number(), credit);
         (credit, true)
     }
@@ -426,7 +475,7 @@ mod tests {
         let window = WindowLength::MINUTE.window_at(Timestamp::from_unix_ms(60_000));
         let mut account = Account::open(key, window, &ring);
         let mode = Mode::Elastic { beta: Portion::percent(10) };
-        account.freeze(Place { replicas: 2, rank: None }, mode, &ring);
+        account.deal(500, mode, &ring);
         assert_eq!((account.owned(&ring), ring.balance(window.number())), (500, 550));
         assert_eq!(account.give(Actor(1), 501, &ring), 0);
         assert_eq!(account.give(Actor(1), 500, &ring), 500);

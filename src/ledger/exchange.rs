@@ -95,7 +95,7 @@ impl Ledger {
             }
             let window = window_of(state, now);
             let owned = state.owned(window.number());
-            let low = (state.demand * PREFETCH_HORIZON_S).max(3 * state.typical).min(state.key.quota.amount());
+            let low = (state.demand * PREFETCH_HORIZON_S).max(3 * state.typical).min(state.slices.most());
             if state.demand == 0 || owned >= low as i64 || !state.open.contains_key(&window.number()) {
                 continue;
             }
@@ -225,7 +225,7 @@ impl Ledger {
     fn donors(&self, key: usize, window: Window, now: Timestamp) -> impl Iterator<Item = (Actor, ReplicaId, u64)> + '_ {
         let account = self.keys[key].open.get(&window.number());
         let replicas = self.roster.peers().count() as u64 + 1;
-        let even = self.keys[key].version_at(window.start()).quota.amount() / replicas;
+        let even = self.keys[key].version_at(window.start()).quota.largest_claim() / replicas;
         let unit = self.keys[key].key.quota.unit();
         let others = &self.limits[self.keys[key].limit].mismatches;
         let differs = move |id: &ReplicaId| others.get(&(*id, unit)).is_some_and(|other| other.quota.is_some());

@@ -23,7 +23,7 @@ impl Ledger {
     }
 
     fn hold(&mut self, key: &Key, window: WindowId, now: Timestamp) -> Option<(usize, Window)> {
-        let window = key.quota.window().window_of(window)?;
+        let window = key.quota.grid().window_of(window)?;
         if window.end() <= now || window.start() > now.plus(MAX_LEAD + EPSILON * 2) {
             return None; // Nobody can use a share of it.
         }
@@ -46,7 +46,7 @@ impl Ledger {
             }
             state.versions.retain(|(from, _)| *from < window.start());
             state.versions.push((window.start(), *key));
-            state.key = *key;
+            state.set_latest(*key);
             return Some((held, window));
         }
         if self.running_out.len() >= MAX_HELD {

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::account::{Account, WalletRing};
+use super::carry::Carry;
+use super::kind::{Slices, WindowKind};
 use super::message::ReplicaId;
 use super::mode::Mode;
 use super::parking::Parked;
 use super::quota::{Key, Quota, Unit};
 use super::status::Counters;
-use super::window::{Timestamp, Window, WindowId};
+use super::window::{Grid, Timestamp, Window, WindowId};
 use super::{Ledger, window_of};
 
 /// One limit: the quotas that requests of its deployments are checked against together,
@@ -59,6 +61,8 @@ pub(super) struct Other {
 pub(super) struct KeyState {
     /// The latest version. Its unit and windows hold for all of them.
     pub(super) key: Key,
+    /// How the latest version is kept; only the amount can differ in another one.
+    pub(super) slices: Slices,
     /// Every version that an open or later window may be counted in, with the start of the
     /// first such window; the last one is `key`.
     pub(super) versions: Vec<(Timestamp, Key)>,
@@ -69,6 +73,8 @@ pub(super) struct KeyState {
     pub(super) own: bool,
     pub(super) ring: Arc<WalletRing>,
     pub(super) open: BTreeMap<u64, Account>,
+    /// Only a bucket's rights outlive their slice.
+    pub(super) carry: Option<Carry>,
     /// Units offered per second, admitted or not, smoothed over one second.
     pub(super) demand: u64,
     /// The mean request in units, smoothed over 16 requests that took the slow path.
@@ -79,18 +85,29 @@ pub(super) struct KeyState {
 
 impl KeyState {
     pub(super) fn new(key: Key, limit: usize, mode: Mode, own: bool, from: Timestamp) -> Self {
+        let slices = key.quota.slices();
+        let first = slices.grid.window_at(from);
+        let first = first.number() + u64::from(first.start() < from);
         Self {
             key,
+            slices,
             versions: vec![(from, key)],
             limit,
             mode,
             own,
             ring: Arc::new(WalletRing::new(from)),
             open: BTreeMap::new(),
+            carry: (!slices.guarded).then(|| Carry::new(slices.lifetime, first)),
             demand: 0,
             typical: 0,
             closed: Counters::default(),
         }
+    }
+
+    /// Makes this the latest version: another amount, in the same windows.
+    pub(super) fn set_latest(&mut self, key: Key) {
+        self.key = key;
+        self.slices = key.quota.slices();
     }
 
     /// Returns the version that windows starting at `start` are counted in.
@@ -119,6 +136,7 @@ impl KeyState {
 
     /// Returns which windows a reservation at `at` is charged to.
     pub(super) fn windows(&self, at: Timestamp, edge_ms: u64) -> impl Iterator<Item = Window> + Clone + use<> {
+        let edge_ms = if self.slices.guarded { edge_ms } else { 0 };
         let window_at = |at: Timestamp| self.ring.is_in_force(at).then(|| window_of(self, at));
         let first = window_at(at);
         let second = window_at(at.plus(Duration::from_millis(edge_ms)));
@@ -138,15 +156,30 @@ pub(crate) struct Counter {
     pub(crate) ring: Arc<WalletRing>,
     /// Its number in the ledger.
     pub(crate) number: usize,
+    grid: Grid,
+    /// Added to what is left of a window: nothing, or more than any edge.
+    unguarded_ms: u64,
 }
 
 impl Counter {
+    pub(super) fn of(number: usize, state: &KeyState) -> Self {
+        let unguarded_ms = if state.slices.guarded { 0 } else { u64::from(u32::MAX) };
+        Self { key: state.key, ring: Arc::clone(&state.ring), number, grid: state.slices.grid, unguarded_ms }
+    }
+
     /// Returns the number of the window that `unix_ms` falls into, and how many
-    /// milliseconds of it are left: at least one.
+    /// milliseconds of it are left: at least one, and more than any edge in a bucket.
     #[inline]
     pub(crate) fn place_at(&self, unix_ms: u64) -> (u64, u64) {
-        let length_ms = self.key.quota.window().ms();
-        (unix_ms / length_ms, length_ms.get() - unix_ms % length_ms)
+        let Grid::Even(length) = self.grid else { return self.day_at(unix_ms) };
+        let length_ms = length.ms();
+        (unix_ms / length_ms, length_ms.get() - unix_ms % length_ms + self.unguarded_ms)
+    }
+
+    #[cold]
+    fn day_at(&self, unix_ms: u64) -> (u64, u64) {
+        let day = self.grid.window_at(Timestamp::from_unix_ms(unix_ms));
+        (day.number(), day.end().unix_ms() - unix_ms)
     }
 
     /// Returns the numbers of the windows that a reservation at `at` is charged to: the one
@@ -168,7 +201,9 @@ pub(super) struct Shape(Key);
 
 impl Shape {
     pub(super) fn of(key: &Key) -> Self {
-        Self(Key { quota: key.quota.of_one(), ..*key })
+        // A bucket's amount decides its slices, so another amount is another shape.
+        let is_bucket = matches!(key.quota.kind(), WindowKind::Bucket { .. });
+        Self(if is_bucket { *key } else { Key { quota: key.quota.of_one(), ..*key } })
     }
 }
 
@@ -182,7 +217,7 @@ impl Ledger {
     /// for any other version of that window.
     pub(super) fn find(&self, key: &Key, window: WindowId) -> Option<(usize, Window)> {
         let number = *self.by_shape.get(&Shape::of(key))?;
-        let window = key.quota.window().window_of(window)?;
+        let window = key.quota.grid().window_of(window)?;
         let state = &self.keys[number];
         let version = match state.open.get(&window.number()) {
             Some(account) => Some(account.key),

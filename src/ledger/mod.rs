@@ -23,11 +23,14 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod account;
+mod carry;
 mod exchange;
 mod held;
+mod kind;
 mod limits;
 mod message;
 mod mode;
+mod note;
 mod parking;
 mod publish;
 mod quota;
@@ -40,25 +43,23 @@ mod window;
 mod zone;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::kind::WindowKind;
 pub use self::message::{
     Contact, Member, Message, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot, Target, Transmit,
 };
 pub use self::mode::{Mode, Portion, PortionError};
-pub use self::quota::{
-    Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit, WindowKind,
-};
+pub use self::note::{Ignored, Note};
+pub use self::quota::{Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit};
 pub use self::roster::{
     Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
     RosterSettings,
 };
 pub use self::status::{Counters, LimitStatus, Mismatch, Overshoot, PeerStatus, Status};
 pub use self::version::Switch;
-pub use self::window::{EPSILON, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
+pub use self::window::{EPSILON, Grid, MAX_LEAD, Timestamp, Window, WindowId, WindowLength};
 pub use self::zone::{Day, Zone, ZoneError};
 
 use self::account::Actor;
@@ -138,72 +139,6 @@ struct Peer {
     relayed: u64,
     roster_sent: Timestamp,
     roster_tries: u32,
-}
-
-/// Rows and requests that changed nothing, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ignored {
-    /// For a window that has closed here.
-    pub closed_window: u64,
-    /// For a window that starts later than this clock allows.
-    pub future_window: u64,
-    /// For a limit or quota this replica does not have.
-    pub unknown_key: u64,
-    /// Answers of peers that name a window later than this clock allows.
-    pub future_answer: u64,
-    /// Requests for rights that were answered before, or whose sender does not echo us.
-    pub stale_request: u64,
-    /// More distinct replicas than a ledger can name.
-    pub too_many_replicas: u64,
-    /// For a limit this replica does not have, when it holds as many for peers as it may.
-    pub too_many_keys: u64,
-}
-
-/// What happened that an operator may want to read in a log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// About the roster.
-    Roster(RosterNote),
-    /// A peer enforces another quota for the same limit; each spends only its own version.
-    Mismatch {
-        /// Which limit.
-        limit: Arc<str>,
-        /// Who.
-        peer: ReplicaId,
-        /// What it enforces.
-        theirs: Quota,
-    },
-    /// Responses used more than they reserved, and nobody had rights left to cover it.
-    Uncovered {
-        /// Which limit.
-        limit: Arc<str>,
-        /// Of what.
-        unit: Unit,
-        /// How much.
-        amount: u64,
-        /// In which window.
-        window: Window,
-    },
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Roster(note) => note.fmt(f),
-            Self::Mismatch { limit, peer, theirs } => {
-                write!(
-                    f,
-                    "replica {peer} enforces {theirs} for {limit}: each spends only its own version; make them equal"
-                )
-            }
-            Self::Uncovered { limit, unit, amount, window } => write!(
-                f,
-                "{amount} {unit} of {limit} were used beyond all rights left in the window at {:?}",
-                window.start()
-            ),
-        }
-    }
 }
 
 impl Ledger {
@@ -354,6 +289,9 @@ impl Ledger {
                 // It stays frozen: a second share of a window it spent from alone would
                 // put the fleet over.
                 account.forfeit(&state.ring);
+            }
+            if let Some(carry) = &mut state.carry {
+                carry.forfeit();
             }
         }
         self.roster_moved(now);
@@ -522,5 +460,9 @@ impl KeyState {
 }
 
 fn window_of(state: &KeyState, now: Timestamp) -> Window {
-    state.key.quota.window().window_at(now)
+    state.slices.grid.window_at(now)
+}
+
+fn next_window(state: &KeyState, now: Timestamp) -> Window {
+    state.slices.grid.next(window_of(state, now))
 }

@@ -186,19 +186,22 @@ impl Ledger {
         // Of one that is not in force yet, the first window it will be.
         let window = window_of(state, now.max(state.ring.from()));
         let quota = state.version_at(window.start()).quota;
-        let limit = quota.amount();
+        let slices = quota.slices();
+        let limit = slices.most();
         let (used, balance, owned, reachable) = match state.open.get(&window.number()) {
             Some(account) => (
-                account.used(&state.ring),
+                self.used_of(key, window),
                 state.ring.balance(window.number()),
                 account.owned(&state.ring),
                 self.reachable_rights(key, window, now),
             ),
             // Nobody has touched this window here: what the first touch would open.
             None => {
-                let share = self.roster.place(&state.key, window, now).map_or(0, |place| place.share(limit));
+                let place = self.roster.place(&state.key, slices.instalment_of(window, 0), now);
+                let share = place.map_or(0, |place| place.share(slices.instalment(0)));
                 let balance = share + state.mode.allowance(share);
-                (0, balance as i64, share as i64, if self.attached { limit - share } else { 0 })
+                let rest = if self.attached { limit - share } else { 0 };
+                (self.used_of(key, window), balance as i64, share as i64, rest)
             }
         };
         let spendable = balance.max(0) as u64;
@@ -207,6 +210,8 @@ impl Ledger {
         Standing {
             quota,
             window_start: window.start(),
+            window_end: window.end(),
+            limit,
             used,
             margin_reachable,
             margin_unreachable: margin - margin_reachable,
@@ -216,12 +221,22 @@ impl Ledger {
         }
     }
 
+    /// What is used, over all replicas, of what could be full now: in this window, and in a
+    /// bucket's slices whose rights could still live.
+    fn used_of(&self, key: usize, window: Window) -> u64 {
+        let state = &self.keys[key];
+        let first = (window.number() + 1).saturating_sub(state.slices.lifetime);
+        let used = state.open.range(first..=window.number()).map(|(_, account)| account.used(&state.ring));
+        let used = used.fold(0, u64::saturating_add);
+        if state.carry.is_some() { used.min(state.slices.most()) } else { used }
+    }
+
     fn decide(&mut self, limit: usize, ask: Ask, now: Timestamp) -> Admission {
         for key in self.in_force(limit, now) {
             let state = &self.keys[key];
             let quota = state.version_at(window_of(state, now).start()).quota;
             let requested = ask.claim.amount(quota.unit());
-            if requested > quota.amount() {
+            if requested > quota.largest_claim() {
                 let standing = Box::new(self.standing_of(key, now));
                 return Admission::Denied(Denied::TooLarge { by: quota, standing, requested });
             }
@@ -298,6 +313,8 @@ impl Ledger {
                     account.touched |= window.start() <= now;
                 }
             }
+            self.freeze_open(key, now);
+            self.carry_over(key, now);
         }
     }
 
@@ -353,7 +370,7 @@ impl Ledger {
     fn refusal(&mut self, key: usize, amount: u64, now: Timestamp) -> Denied {
         let standing = self.standing_of(key, now);
         let by = standing.quota;
-        let retry_after = self.retry_after(key, &standing, amount);
+        let retry_after = self.retry_after(key, &standing, amount, now);
         let in_time = standing.spendable + standing.margin_reachable;
         let why = if self.roster.is_leaving() {
             Some(Obstacle::Leaving)
@@ -373,15 +390,20 @@ impl Ledger {
 
     /// The earliest moment at which the request can be expected to fit, plus a spread
     /// (docs/algorithm.md section 6).
-    fn retry_after(&mut self, key: usize, standing: &Standing, amount: u64) -> Duration {
-        let window = standing.quota.window().duration();
+    fn retry_after(&mut self, key: usize, standing: &Standing, amount: u64, now: Timestamp) -> Duration {
+        let slices = standing.quota.slices();
+        let window = slices.length();
         // What peers hold can be fetched within a few round trips.
         let soon = standing.spendable + standing.margin_reachable >= amount;
-        let earliest = if soon { Duration::from_millis(100).min(window) } else { standing.resets_in };
+        let earliest = if soon {
+            Duration::from_millis(100).min(window)
+        } else {
+            slices.covered_at(window_of(&self.keys[key], now), standing.used, amount, now).since(now)
+        };
         // Everybody refused comes back for the same window: over the time their backlog
         // needs at the limit's rate, but at most a tenth of the window.
-        let backlog = u128::from(self.keys[key].demand) * standing.resets_in.as_millis() / 1_000;
-        let backlog_ms = backlog * window.as_millis() / u128::from(standing.quota.amount());
+        let backlog = u128::from(self.keys[key].demand) * earliest.as_millis() / 1_000;
+        let backlog_ms = backlog * window.as_millis() / u128::from(slices.amount);
         let spread_ms = (window.as_millis() / 10).min(backlog_ms) as u64;
         earliest + Duration::from_millis(self.random.below(spread_ms + 1))
     }

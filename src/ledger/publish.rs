@@ -363,10 +363,10 @@ impl Ledger {
     /// Says whether this replica has its share of the windows that run now, in every
     /// limit that is in use.
     pub fn has_share(&self, now: Timestamp) -> bool {
-        {
-            let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
-            let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
-            self.roster.first().is_some_and(|first| states.all(|state| window_of(state, now).start() >= first))
-        }
+        let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
+        let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
+        self.roster.first().is_some_and(|first| {
+            states.all(|state| state.slices.latest_instalment(window_of(state, now), now).start() >= first)
+        })
     }
 }

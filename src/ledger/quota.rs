@@ -7,7 +7,9 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use super::window::{Timestamp, WindowLength};
+use super::kind::{Slices, WindowKind};
+use super::window::{Grid, Timestamp, WindowLength};
+use super::zone::Zone;
 
 /// What a quota counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,15 +51,6 @@ impl fmt::Display for Unit {
     }
 }
 
-/// How a quota's windows follow one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum WindowKind {
-    /// Windows of equal length, aligned to the Unix epoch.
-    Fixed = 0,
-}
-
 /// An amount of a unit per window.
 ///
 /// A quota of zero cannot be built. The quota *is* its version: two replicas that
@@ -69,6 +62,7 @@ pub struct Quota {
     amount: NonZeroU64,
     window: WindowLength,
     kind: WindowKind,
+    at_once: bool,
 }
 
 impl Quota {
@@ -111,7 +105,83 @@ impl Quota {
             return Err(QuotaError::AmountTooLarge(amount.get()));
         }
         let window = WindowLength::new(window).ok_or(QuotaError::Window(window))?;
-        Ok(Self { unit, amount, window, kind: WindowKind::Fixed })
+        Ok(Self { unit, amount, window, kind: WindowKind::Fixed, at_once: false })
+    }
+
+    /// Returns this quota with windows of another kind.
+    ///
+    /// # Errors
+    /// Says why the kind does not fit amount and window; nothing was built.
+    pub fn of_kind(self, kind: WindowKind) -> Result<Self, QuotaError> {
+        let quota = Self { kind, ..self };
+        Slices::of(&quota).map(|_| quota)
+    }
+
+    /// Returns this quota as a limit on every interval as long as the window
+    /// ([`WindowKind::SLIDING`]).
+    ///
+    /// # Panics
+    /// If the amount is under 5 or the window not a multiple of 4 ms: a mistake of the
+    /// program. Input from outside goes through [`Quota::of_kind`].
+    #[must_use]
+    pub fn sliding(self) -> Self {
+        self.of_kind(WindowKind::SLIDING).expect("a quota written in code fits its kind")
+    }
+
+    /// Returns this quota as a bucket that refills at amount / window and holds `burst`.
+    ///
+    /// # Panics
+    /// If the burst is under 2.25 times what comes in within 250 ms or between two units,
+    /// or over [`Quota::MAX_AMOUNT`]: a mistake of the program. Input from outside goes
+    /// through [`Quota::of_kind`].
+    #[must_use]
+    pub fn bucket(self, burst: u64) -> Self {
+        let burst = NonZeroU64::new(burst).expect("a burst written in code is not zero");
+        self.of_kind(WindowKind::Bucket { burst }).expect("a quota written in code fits its kind")
+    }
+
+    /// Returns this quota without vesting: all of a long window can be spent at its start,
+    /// and a crash there loses a replica's share for the rest of it.
+    ///
+    /// Windows of 20 minutes and more otherwise vest: a quarter at once, the rest in equal
+    /// steps of about ten minutes. It changes nothing for shorter and other kinds of windows.
+    #[must_use]
+    pub const fn at_once(self) -> Self {
+        Self { at_once: true, ..self }
+    }
+
+    /// Says whether a long window's rights come all at once.
+    pub const fn is_at_once(self) -> bool {
+        self.at_once
+    }
+
+    /// Returns how this quota is kept.
+    pub(crate) fn slices(self) -> Slices {
+        Slices::of(&self).expect("checked when the quota was built")
+    }
+
+    /// Returns the grid on which use is counted: a sliding window's slices, a bucket's, or
+    /// the windows themselves.
+    pub fn grid(self) -> Grid {
+        self.slices().grid
+    }
+
+    /// Returns the most that can ever be reserved in one slice of [`Quota::grid`], over all
+    /// replicas, and so the largest request that can be admitted.
+    pub fn largest_claim(self) -> u64 {
+        self.slices().most()
+    }
+
+    /// Returns how long before the start of a slice of [`Quota::grid`] its shares are frozen:
+    /// a quarter of its length, at most 2 s. The largest edge, too.
+    pub fn lead(self) -> Duration {
+        super::window::lead(self.slices().length())
+    }
+
+    /// Returns for how many slices of [`Quota::grid`] a right can be spent: one, and more in
+    /// a bucket.
+    pub fn lifetime(self) -> u64 {
+        self.slices().lifetime
     }
 
     /// Returns what is counted.
@@ -150,14 +220,32 @@ impl Quota {
         hash.write_u64(self.unit as u64);
         hash.write_u64(self.amount.get());
         hash.write_u64(self.window.ms().get());
-        hash.write_u64(self.kind as u64);
+        match self.kind {
+            WindowKind::Fixed => hash.write_u64(0),
+            WindowKind::Sliding { parts } => hash.write(&[1, parts]),
+            WindowKind::Bucket { burst } => {
+                hash.write_u64(2);
+                hash.write_u64(burst.get());
+            }
+            WindowKind::Day { zone } => {
+                hash.write_u64(3);
+                hash.write(&zone.to_bytes());
+            }
+        }
+        hash.write(&[u8::from(self.at_once)]);
         hash.finish()
     }
 }
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} per {:?}", self.amount, self.unit, self.window)
+        let Self { unit, amount, window, .. } = self;
+        match self.kind {
+            WindowKind::Fixed => write!(f, "{amount} {unit} per {window:?}"),
+            WindowKind::Sliding { .. } => write!(f, "{amount} {unit} in any {window:?}"),
+            WindowKind::Bucket { burst } => write!(f, "{amount} {unit} per {window:?} with a burst of {burst}"),
+            WindowKind::Day { zone } => write!(f, "{amount} {unit} per day of {zone}"),
+        }
     }
 }
 
@@ -186,6 +274,15 @@ impl QuotaAmount {
         self.per(WindowLength::MINUTE.duration())
     }
 
+    /// Returns the quota per local day of this zone.
+    ///
+    /// # Panics
+    /// As [`QuotaAmount::per`].
+    pub fn per_day(self, zone: Zone) -> Quota {
+        let quota = self.per(WindowLength::DAY.duration());
+        quota.of_kind(WindowKind::Day { zone }).expect("the window is a day")
+    }
+
     /// Returns the quota per window of this length.
     ///
     /// # Panics
@@ -210,6 +307,25 @@ pub enum QuotaError {
     /// The window has no usable length.
     #[error("the window {0:?} is not a whole number of milliseconds between 1 ms and 366 days")]
     Window(Duration),
+    /// A day has 24 hours, apart from those on which clocks change.
+    #[error("a window of kind day is 24h long, not {0:?}; leave it out, or use another kind")]
+    Day(Duration),
+    /// The window cannot be cut so.
+    #[error("{0} parts do not divide the window: a sliding window has 1 to {max} parts of whole milliseconds", max = WindowKind::MAX_PARTS)]
+    Parts(u8),
+    /// Nothing would be left for one part.
+    #[error(
+        "the amount is too small for a sliding window of {0} parts: each part may let through amount / (parts + 1), and that would be 0"
+    )]
+    TooFewForParts(u8),
+    /// The bucket could not hold what comes in while it is looked at.
+    #[error("the burst {burst} is outside of what works for this rate: {least} to {max}", max = Quota::MAX_AMOUNT)]
+    Burst {
+        /// What was asked for.
+        burst: u64,
+        /// The least that works.
+        least: u64,
+    },
 }
 
 /// The name of a limit on the wire: a stable hash of the deployment's id or, where
@@ -306,8 +422,13 @@ impl Claim {
 pub struct Standing {
     /// The quota, with its limit.
     pub quota: Quota,
-    /// Start of the window spoken of.
+    /// Start of the window spoken of; of a sliding window or a bucket, of its slice.
     pub window_start: Timestamp,
+    /// The first instant after it.
+    pub window_end: Timestamp,
+    /// What that window lets through, over all replicas: the quota's amount; a slice's part
+    /// of it in a sliding window; what can be full at once in a bucket.
+    pub limit: u64,
     /// Reserved and not refunded in this window, over all replicas, as known here.
     pub used: u64,
     /// Held by peers that answer: rights requests can fetch it.
@@ -328,7 +449,7 @@ impl Standing {
     /// Returns what the fleet can still spend in this window as far as this replica can
     /// know: `limit - used`.
     pub const fn remaining(&self) -> u64 {
-        self.quota.amount().saturating_sub(self.used)
+        self.limit.saturating_sub(self.used)
     }
 }
 
@@ -349,8 +470,8 @@ pub enum Denied {
         retry_after: Duration,
     },
     /// The request is larger than the whole limit: never.
-    #[error("{requested} {unit} asked for is more than the whole limit, {by}: it can never be admitted",
-        unit = by.unit())]
+    #[error("{requested} {unit} asked for is more than the whole limit, {by} ({limit} at once): it can never be admitted",
+        unit = by.unit(), limit = standing.limit)]
     TooLarge {
         /// The quota that refused.
         by: Quota,

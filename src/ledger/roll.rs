@@ -7,21 +7,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::account::Account;
+use super::account::{Account, RING};
+use super::quota::Key;
 use super::window::{Timestamp, Window};
-use super::{Ledger, Note, window_of};
+use super::{KeyState, Ledger, Note, next_window, window_of};
 
 impl Ledger {
     /// Opens next windows whose lead has begun, freezes, and closes old ones.
     pub(super) fn roll(&mut self, now: Timestamp) {
         for key in self.active.clone() {
             let state = &self.keys[key];
-            let window = window_of(state, now);
+            let (window, next) = (window_of(state, now), next_window(state, now));
             let in_use = state.own && state.open.get(&window.number()).is_some_and(|account| account.touched);
-            if in_use && now >= window.next().opens() {
-                self.open(key, window.next(), now);
+            if in_use && now >= next.opens() {
+                self.open(key, next, now);
             }
             self.freeze_open(key, now);
+            self.carry_over(key, now);
             self.close_old(key, now);
             let state = &self.keys[key];
             for account in state.open.values().filter(|account| state.is_shut_to_hits(account.window, now)) {
@@ -35,17 +37,18 @@ impl Ledger {
     /// `None` if the window has closed.
     pub(super) fn open(&mut self, key: usize, window: Window, now: Timestamp) -> Option<&mut Account> {
         let running = window_of(&self.keys[key], now);
-        // Four windows have a place: two that closed, the running one and the next.
-        if window.number() + 2 < running.number() || window.number() > running.number() + 1 {
+        // These have a place: some that ended, the running one and the next.
+        let reach = self.keys[key].slices.reach;
+        if window.number() + reach < running.number() || window.number() > running.number() + 1 {
             return None;
         }
         if !self.keys[key].open.contains_key(&window.number()) {
-            if closes(window) <= now {
+            if closes(window, reach) <= now {
                 return None; // It was open once, or nobody here needed it.
             }
             let version = self.keys[key].version_in(window)?;
-            // The place in the ring may still be taken by the window four before.
-            self.close_before(key, window.number().saturating_sub(3), now);
+            // The place in the ring may still be taken by the window a round before.
+            self.close_before(key, window.number().saturating_sub(RING as u64 - 1), now);
             let state = &mut self.keys[key];
             state.open.insert(window.number(), Account::open(version, window, &state.ring));
             self.active.insert(key);
@@ -59,20 +62,59 @@ impl Ledger {
         self.keys[key].open.get_mut(&window.number())
     }
 
-    /// Freezes every open window of a key that may be frozen now and is not.
+    /// Freezes every instalment of a key's open windows that may be frozen now and is not.
     pub(super) fn freeze_open(&mut self, key: usize, now: Timestamp) {
+        let KeyState { mode, ring, open, carry, .. } = &mut self.keys[key];
+        let roster = &mut self.roster;
+        // `None`: not now. `Some(None)`: not entitled, and never will be.
+        let mut share = |key: &Key, instalment: Window, amount: u64| match roster.freeze(key, instalment, now) {
+            Some(place) => Some(Some(place.share(amount))),
+            None => roster.is_too_early(instalment).then_some(None),
+        };
+        for account in open.values_mut().filter(|account| now < account.window.end().min(ring.until())) {
+            let slices = account.key.quota.slices();
+            while account.dealt < slices.instalments {
+                let instalment = slices.instalment_of(account.window, account.dealt);
+                let due = if account.dealt == 0 { account.window.opens() } else { instalment.start() };
+                if now < due {
+                    break;
+                }
+                if let Some(carry) = carry {
+                    for number in carry.undealt(account.window.number()) {
+                        let slice = slices.earlier(account.window, number);
+                        let Some(share) = share(&account.key, slice, slices.amount) else { return };
+                        carry.deal_late(number, share);
+                    }
+                    if carry.next > account.window.number() {
+                        account.deal(0, *mode, ring); // It was dealt before anybody touched it.
+                        break;
+                    }
+                }
+                let amount = slices.instalment(account.dealt);
+                let Some(share) = share(&account.key, instalment, amount) else { break };
+                if let Some(carry) = carry {
+                    carry.deal(account.window.number(), share);
+                }
+                account.deal(share.unwrap_or(0), *mode, ring);
+            }
+        }
+    }
+
+    /// Moves what a bucket's ended slices left into the running one.
+    pub(super) fn carry_over(&mut self, key: usize, now: Timestamp) {
         let state = &mut self.keys[key];
-        for account in state.open.values_mut() {
-            let due = account.place.is_none() && now >= account.window.opens() && now < account.window.end();
-            if due && let Some(place) = self.roster.freeze(&account.key, account.window, now) {
-                account.freeze(place, state.mode, &state.ring);
+        let running = window_of(state, now).number();
+        if let Some(carry) = state.carry.as_mut().filter(|_| state.ring.is_in_force(now)) {
+            carry.move_on(running, &mut state.open, &state.ring);
+            if state.owned(running) < 0 {
+                self.indebted.insert((key, running));
             }
         }
     }
 
     pub(super) fn close_old(&mut self, key: usize, now: Timestamp) {
         let state = &self.keys[key];
-        let open = state.open.values().filter(|account| closes(account.window) > now);
+        let open = state.open.values().filter(|account| closes(account.window, state.slices.reach) > now);
         let keep = open.map(|account| account.window.number()).min().unwrap_or(u64::MAX);
         self.close_before(key, keep, now);
     }
@@ -88,6 +130,9 @@ impl Ledger {
             let window = account.window;
             let state = &mut self.keys[key];
             let (allowed, uncovered) = account.overspent(&state.ring);
+            if let Some(carry) = &mut state.carry {
+                carry.close(window.number(), &account, &state.ring);
+            }
             let usage = account.close(&state.ring);
             state.closed.admitted += usage.reserved;
             state.closed.refunded += usage.refunded;
@@ -112,9 +157,8 @@ impl Ledger {
     }
 }
 
-/// When the last settlement can still reach a window: two windows or ten minutes after
+/// When the last settlement can still reach a window: some windows, or ten minutes, after
 /// its end, whichever is sooner.
-fn closes(window: Window) -> Timestamp {
-    let length = window.end().since(window.start());
-    window.end().plus((length * 2).min(Duration::from_secs(600)))
+fn closes(window: Window, reach: u64) -> Timestamp {
+    window.end().plus((window.length() * reach as u32).min(Duration::from_secs(600)))
 }

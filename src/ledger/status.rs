@@ -171,7 +171,7 @@ impl Ledger {
             .flat_map(|state| {
                 state.open.values().map(|account| {
                     let usage = account.usage(&state.ring);
-                    (account.window.start(), usage.reserved, usage.refunded, account.rights())
+                    (account.window.start(), usage.reserved, usage.refunded, account.rights().max(0) as u64)
                 })
             })
             .collect()

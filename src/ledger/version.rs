@@ -122,6 +122,9 @@ impl Ledger {
                 for account in state.open.values_mut().filter(|account| account.window.end() > until) {
                     account.forfeit(&state.ring);
                 }
+                if let Some(carry) = &mut state.carry {
+                    carry.forfeit();
+                }
             }
         }
         self.list_counters(limit, now);
@@ -167,7 +170,7 @@ impl Ledger {
             while state.versions.len() > 1 && state.versions.last().is_some_and(|(from, _)| *from > horizon) {
                 state.versions.pop();
             }
-            state.key = state.versions.last().expect("the first one stays").1;
+            state.set_latest(state.versions.last().expect("the first one stays").1);
         }
         for key in self.limits[limit].keys.clone() {
             let state = &self.keys[key];
@@ -228,9 +231,9 @@ impl Ledger {
             self.running_out.remove(key);
             if self.keys[*key].key.quota != quota {
                 let at = first_after(quota, horizon);
-                let key = &mut self.keys[*key];
-                key.key.quota = quota;
-                key.versions.push((at, key.key));
+                let state = &mut self.keys[*key];
+                state.set_latest(Key { limit: id, quota });
+                state.versions.push((at, state.key));
                 self.switching.insert(limit);
             }
             false
@@ -282,11 +285,7 @@ impl Ledger {
         if known == found {
             return; // Another amount changes no handle.
         }
-        let counter = |key: &usize| {
-            let state = &self.keys[*key];
-            Counter { key: state.key, ring: Arc::clone(&state.ring), number: *key }
-        };
-        self.limits[limit].counters = keys.iter().map(counter).collect();
+        self.limits[limit].counters = keys.iter().map(|key| Counter::of(*key, &self.keys[*key])).collect();
         self.limits[limit].keys = keys;
     }
 
@@ -362,5 +361,5 @@ impl Ledger {
 
 /// The first start of a window of a quota after an instant.
 fn first_after(quota: Quota, at: Timestamp) -> Timestamp {
-    quota.window().window_at(at).end()
+    quota.grid().window_at(at).end()
 }

@@ -9,6 +9,8 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use super::zone::{Day, Zone};
+
 /// How far every clock may be from true time: 2 s. The only place where clocks
 /// matter for safety is the proof that a replica is gone (docs/algorithm.md section 1).
 pub const EPSILON: Duration = Duration::from_secs(2);
@@ -83,6 +85,8 @@ impl WindowLength {
     pub const MINUTE: Self = Self(NonZeroU64::new(60_000).unwrap());
     /// One hour.
     pub const HOUR: Self = Self(NonZeroU64::new(3_600_000).unwrap());
+    /// One day of 24 hours.
+    pub const DAY: Self = Self(NonZeroU64::new(86_400_000).unwrap());
 
     /// Returns the length, or `None` if it is under 1 ms, over 366 days or not a
     /// whole number of milliseconds.
@@ -94,6 +98,10 @@ impl WindowLength {
             Some(ms) => Some(Self(ms)),
             None => None,
         }
+    }
+
+    pub(crate) const fn from_ms(ms: u64) -> Option<Self> {
+        Self::new(Duration::from_millis(ms))
     }
 
     /// Returns the length as a duration.
@@ -111,12 +119,14 @@ impl WindowLength {
     /// `min(W / 4, 2 s)`: a function of the window alone, so that every replica
     /// bounds every other one's lead without being told.
     pub fn lead(self) -> Duration {
-        Duration::from_millis(self.0.get() / 4).min(MAX_LEAD)
+        lead(self.duration())
     }
 
     /// Returns the window that `at` falls into.
     pub const fn window_at(self, at: Timestamp) -> Window {
-        Window { number: at.0 / self.0.get(), length: self }
+        let number = at.0 / self.0.get();
+        let start = number * self.0.get();
+        Window { number, start: Timestamp(start), end: Timestamp(start.saturating_add(self.0.get())) }
     }
 
     /// Returns the window whose nominal start is `id`, or `None` if no window of this
@@ -154,42 +164,87 @@ impl fmt::Debug for WindowId {
     }
 }
 
+/// How windows follow one another: without gaps, each with a number one above the last's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Grid {
+    /// Windows of equal length, aligned to the Unix epoch.
+    Even(WindowLength),
+    /// Local days of a time zone, of 24 hours or an hour more or less.
+    Days(Zone),
+}
+
+impl Grid {
+    /// Returns the window that `at` falls into.
+    pub fn window_at(self, at: Timestamp) -> Window {
+        match self {
+            Self::Even(length) => length.window_at(at),
+            Self::Days(zone) => zone.day_at(at).into(),
+        }
+    }
+
+    /// Returns the window whose nominal start is `id`, or `None` if none starts there.
+    pub fn window_of(self, id: WindowId) -> Option<Window> {
+        let window = self.window_at(id.start());
+        (window.id() == id).then_some(window)
+    }
+
+    /// Returns the window after this one.
+    pub fn next(self, window: Window) -> Window {
+        self.window_at(window.end())
+    }
+}
+
 /// One window: the half-open interval `[start, end)`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Window {
     number: u64,
-    length: WindowLength,
+    start: Timestamp,
+    end: Timestamp,
 }
 
 impl Window {
-    /// Returns how many windows of this length start before this one since the epoch.
+    /// Returns how many windows of its grid start before this one since the epoch.
     pub const fn number(self) -> u64 {
         self.number
     }
 
     /// Returns the id: the nominal start.
     pub const fn id(self) -> WindowId {
-        WindowId(self.start())
+        WindowId(self.start)
     }
 
     /// Returns the first instant.
     pub const fn start(self) -> Timestamp {
-        Timestamp(self.number.saturating_mul(self.length.0.get()))
+        self.start
     }
 
     /// Returns the first instant after the window.
     pub const fn end(self) -> Timestamp {
-        Timestamp(self.start().0.saturating_add(self.length.0.get()))
+        self.end
     }
 
-    /// Returns the window after this one.
-    pub const fn next(self) -> Self {
-        Self { number: self.number.saturating_add(1), length: self.length }
+    /// Returns the length.
+    pub const fn length(self) -> Duration {
+        self.end.since(self.start)
     }
 
-    /// Returns the first instant at which this window's shares may be frozen.
+    /// Returns the first instant at which this window's shares may be frozen: a quarter of
+    /// its length before its start, at most [`MAX_LEAD`].
     pub fn opens(self) -> Timestamp {
-        self.start().minus(self.length.lead())
+        self.start.minus(lead(self.length()))
+    }
+
+    /// Returns part `part` of `parts` equal ones: what a vested instalment belongs to.
+    pub(crate) fn part(self, part: u32, parts: u32) -> Self {
+        let length_ms = u128::from(self.end.0 - self.start.0);
+        let cut = |part: u32| Timestamp(self.start.0 + (length_ms * u128::from(part) / u128::from(parts)) as u64);
+        Self { number: self.number, start: cut(part), end: cut(part + 1) }
+    }
+}
+
+impl From<Day> for Window {
+    fn from(day: Day) -> Self {
+        Self { number: day.number, start: day.start, end: day.end }
     }
 }
 
@@ -197,6 +252,10 @@ impl fmt::Debug for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{:?}, {:?})", self.start(), self.end())
     }
+}
+
+pub(super) fn lead(length: Duration) -> Duration {
+    Duration::from_millis(millis(length) / 4).min(MAX_LEAD)
 }
 
 const fn millis(duration: Duration) -> u64 {
@@ -213,7 +272,7 @@ mod tests {
         let minute = WindowLength::MINUTE;
         let window = minute.window_at(Timestamp::from_unix_ms(61_000));
         assert_eq!(window.start().unix_ms(), 60_000);
-        assert_eq!(minute.window_at(window.end()), window.next());
+        assert_eq!(minute.window_at(window.end()).number(), window.number() + 1);
         assert_eq!(minute.window_of(window.id()), Some(window));
         assert_eq!(minute.window_of(WindowId::starting(Timestamp(61_000))), None);
     }

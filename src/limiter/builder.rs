@@ -151,8 +151,8 @@ fn check(id: &str, quotas: &[Quota], policy: &Policy) -> Result<(), BuildError> 
         return Err(BuildError::DuplicateQuota { deployment: id.to_owned(), quota: twice[0] });
     }
     for quota in quotas {
-        if policy.edge > quota.window().lead() {
-            return Err(BuildError::Edge { deployment: id.to_owned(), edge: policy.edge, most: quota.window().lead() });
+        if policy.edge > quota.lead() {
+            return Err(BuildError::Edge { deployment: id.to_owned(), edge: policy.edge, most: quota.lead() });
         }
     }
     Ok(())

@@ -190,7 +190,8 @@ fn mode(mode: Mode) -> Value {
 fn standing_json(standing: &Standing) -> Value {
     json!({
         "unit": standing.quota.unit().name(),
-        "limit": standing.quota.amount(),
+        "limit": standing.limit,
+        "quota": standing.quota.to_string(),
         "window_ms": standing.quota.window().ms(),
         "version": format!("{:016x}", standing.quota.version()),
         "window_start_unix_ms": standing.window_start.unix_ms(),

@@ -73,8 +73,8 @@ impl Meter {
     /// for a limit: a guess must not refuse what may fit.
     fn fitting(&self, prompt: u64, estimate: u64) -> u64 {
         let room = self.quotas.iter().filter_map(|quota| match quota.unit() {
-            Unit::Tokens => Some(quota.amount().saturating_sub(prompt)),
-            Unit::OutputTokens => Some(quota.amount()),
+            Unit::Tokens => Some(quota.largest_claim().saturating_sub(prompt)),
+            Unit::OutputTokens => Some(quota.largest_claim()),
             Unit::Requests | Unit::InputTokens => None,
         });
         room.fold(estimate, u64::min)

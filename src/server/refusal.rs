@@ -110,7 +110,7 @@ pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Clai
     let (quota, standing) = (denied.by(), denied.standing());
     let kind = if quota.unit() == Unit::Requests { "requests" } else { "tokens" };
     let on = format!("{} per {:?}", quota.unit(), quota.window());
-    let (limit, used, requested) = (quota.amount(), standing.used, claim.amount(quota.unit()));
+    let (limit, used, requested) = (standing.limit, standing.used, claim.amount(quota.unit()));
     let message = match denied {
         Denied::TooLarge { .. } => format!(
             "Request too large for {model} (deployment {deployment}) on {on}: Limit {limit}, Requested {requested}. \
@@ -204,9 +204,9 @@ pub(super) fn set_standings(headers: &mut HeaderMap, standings: &[Standing], fam
     for (unit, ours, theirs) in HEADERS {
         let of_unit = standings.iter().filter(|standing| standing.quota.unit() == unit);
         let Some(standing) = of_unit.min_by_key(|standing| standing.remaining()) else { continue };
-        let (limit, left) = (HeaderValue::from(standing.quota.amount()), HeaderValue::from(standing.remaining()));
+        let (limit, left) = (HeaderValue::from(standing.limit), HeaderValue::from(standing.remaining()));
         if family == Family::Anthropic {
-            let ends = standing.window_start.plus(standing.quota.window().duration());
+            let ends = standing.window_end;
             set(headers, theirs, [Some(limit.clone()), Some(left.clone()), value(&date::rfc3339(ends.unix_ms()))]);
         }
         set(headers, ours, [Some(limit), Some(left), value(&go_duration(standing.resets_in))]);

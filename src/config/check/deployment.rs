@@ -5,13 +5,15 @@
 //! share an id, and those that share a limit agree on it.
 
 use std::collections::BTreeMap;
+use std::mem::discriminant;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Uri};
-use quotum::ledger::{LimitId, QuotaError};
+use quotum::ledger::{LimitId, QuotaError, WindowKind, WindowLength};
 use quotum::{Mode, Quota, Unit};
 use serde_saphyr::{Location, Spanned};
 
+use super::kind::kind;
 use super::{Check, name};
 use crate::config::file;
 use crate::config::scalar::duration;
@@ -111,7 +113,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let ms = Duration::from_millis;
     let edge_at = written.edge.as_ref().map(|edge| edge.referenced);
     let mut edge = check.duration(written.edge, &format!("{field}.edge"), ms(50), (ms(0), ms(2_000)));
-    if let Some(lead) = quotas.iter().map(|quota| quota.window().lead()).min()
+    if let Some(lead) = quotas.iter().map(|quota| quota.lead()).min()
         && edge > lead
     {
         if let Some(at) = edge_at {
@@ -247,7 +249,7 @@ fn quotas(check: &mut Check<'_>, written: Spanned<Vec<Spanned<file::Limit>>>, fi
         let at = limit.referenced;
         let field = format!("{field}.limits[{i}]");
         let Some(quota) = quota(check, limit.value, &field) else { continue };
-        if quotas.iter().any(|other| other.unit() == quota.unit() && other.window() == quota.window()) {
+        if quotas.iter().any(|other| same_window(*other, quota)) {
             let message = format!("a limit of {} for this window is already named; keep one", quota.unit());
             check.problem(at, field, message);
         } else {
@@ -257,28 +259,14 @@ fn quotas(check: &mut Check<'_>, written: Spanned<Vec<Spanned<file::Limit>>>, fi
     quotas
 }
 
+/// A minute and a sliding minute of one unit can both be meant; two fixed minutes cannot.
+fn same_window(one: Quota, other: Quota) -> bool {
+    one.unit() == other.unit()
+        && one.window() == other.window()
+        && discriminant(&one.kind()) == discriminant(&other.kind())
+}
+
 fn quota(check: &mut Check<'_>, written: file::Limit, field: &str) -> Option<Quota> {
-    if let Some(kind) = written.kind {
-        match kind.value.0.as_str() {
-            "fixed" => {}
-            later @ ("sliding" | "bucket" | "day") => {
-                let what = format!("`{later}` windows; use kind: fixed");
-                check.unsupported(kind.referenced, format!("{field}.kind"), &what);
-                return None;
-            }
-            other => {
-                let message = format!("`{other}` is not a kind of window; use fixed");
-                check.problem(kind.referenced, format!("{field}.kind"), message);
-                return None;
-            }
-        }
-    }
-    if let Some(burst) = written.burst {
-        check.unsupported(burst.referenced, format!("{field}.burst"), "it belongs to `bucket` windows");
-    }
-    if let Some(zone) = written.time_zone {
-        check.unsupported(zone.referenced, format!("{field}.time_zone"), "it belongs to `day` windows");
-    }
     let unit = check.written(written.unit, format!("{field}.unit"));
     let unit = check.parsed(Some(unit), |text| {
         let names: Vec<&str> = Unit::ALL.iter().map(|unit| unit.name()).collect();
@@ -289,17 +277,33 @@ fn quota(check: &mut Check<'_>, written: file::Limit, field: &str) -> Option<Quo
         let message = format!("{amount} would let nothing through; a limit is at least 1");
         check.problem(amount_at, format!("{field}.amount"), message);
     }
-    let window_at = written.window.referenced;
-    let window = check.written(written.window, format!("{field}.window"));
-    let window = check.parsed(Some(window), duration);
-    let (unit, window, amount) = (unit?, window?, u64::try_from(amount).ok().filter(|amount| *amount > 0)?);
-    Quota::new(unit, amount, window)
-        .map_err(|error| {
-            let (at, part) = match error {
-                QuotaError::Window(_) => (window_at, "window"),
-                _ => (amount_at, "amount"),
-            };
-            check.problem(at, format!("{field}.{part}"), error.to_string());
-        })
-        .ok()
+    let kind_at = written.kind.as_ref().map_or(amount_at, |kind| kind.referenced);
+    let beside = [("parts", written.parts), ("burst", written.burst), ("time_zone", written.time_zone)];
+    let kind = kind(written.kind, beside).map_err(|message| {
+        check.problem(kind_at, format!("{field}.kind"), message);
+    });
+    let kind = kind.ok();
+    let window_at = written.window.as_ref().map_or(amount_at, |window| window.referenced);
+    let window = match written.window {
+        Some(window) => {
+            let window = check.written(window, format!("{field}.window"));
+            check.parsed(Some(window), duration)
+        }
+        None if matches!(kind, Some(WindowKind::Day { .. })) => Some(WindowLength::DAY.duration()),
+        None => {
+            check.problem(amount_at, format!("{field}.window"), "is missing; write how long a window is, such as 60s");
+            None
+        }
+    };
+    let (unit, window, kind) = (unit?, window?, kind?);
+    let amount = u64::try_from(amount).ok().filter(|amount| *amount > 0)?;
+    let quota = Quota::new(unit, amount, window).and_then(|quota| quota.of_kind(kind)).map_err(|error| {
+        let (at, part) = match error {
+            QuotaError::Window(_) | QuotaError::Day(_) => (window_at, "window"),
+            QuotaError::Parts(_) | QuotaError::Burst { .. } => (kind_at, "kind"),
+            _ => (amount_at, "amount"),
+        };
+        check.problem(at, format!("{field}.{part}"), error.to_string());
+    });
+    quota.ok().map(|quota| if written.at_once { quota.at_once() } else { quota })
 }

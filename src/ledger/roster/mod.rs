@@ -348,6 +348,12 @@ impl Roster {
         Some(place)
     }
 
+    /// Says whether a window starts before this replica's first: it has no share in it, now
+    /// or later.
+    pub(crate) fn is_too_early(&self, window: Window) -> bool {
+        self.first.is_some_and(|first| window.start() < first)
+    }
+
     /// Returns the place that freezing a window now would give.
     pub(crate) fn place(&self, key: &Key, window: Window, now: Timestamp) -> Option<Place> {
         let start = window.start();
