@@ -223,6 +223,7 @@ async fn stub(options: Stub) -> anyhow::Result<()> {
 fn check_config(file: &std::path::Path) -> ExitCode {
     match config::load(Some(file), &config::environment, &Flags::default()) {
         Ok(config) => {
+            config.remarks.iter().for_each(|remark| say!("{remark}"));
             say!("{}: fine, {} deployments", file.display(), config.deployments.len());
             ExitCode::SUCCESS
         }

@@ -14,9 +14,9 @@ use serde_saphyr::{Location, Spanned};
 
 use super::file::{File, Text};
 use super::scalar::{address, duration};
-use super::{ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Problem};
+use super::{ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Problem, litellm};
 
-mod deployment;
+pub(super) mod deployment;
 mod kind;
 mod mode;
 mod proxy;
@@ -25,23 +25,40 @@ mod proxy;
 const MAX_NAME: usize = 128;
 
 /// Returns the configuration, or everything that is wrong with it.
-pub(super) fn check(file: File, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+///
+/// `litellm` is what LiteLLM's file says, if it was given in the place of our own.
+pub(super) fn check(
+    file: File,
+    litellm: Option<litellm::Read>,
+    name: &str,
+    env: Environment<'_>,
+    flags: &Flags,
+) -> Result<Config, ConfigError> {
     let mut check = Check { name, env, problems: Vec::new() };
-    if let Some(path) = &file.litellm_config {
-        check.unsupported(path.referenced, "litellm_config", "LiteLLM's config file; list the deployments here");
+    let litellm_at = file.litellm_config.as_ref().map_or(Location::UNKNOWN, |path| path.referenced);
+    let litellm = file.litellm_config.and_then(|path| check.litellm(path)).or(litellm).unwrap_or_default();
+    check.problems.extend(litellm.problems);
+    let (mut deployments, mut weights) = deployment::deployments(&mut check, file.deployments);
+    for deployment in litellm.deployments {
+        if deployments.iter().any(|other| other.id == deployment.id) {
+            let message = format!("its deployment `{}` is listed here, too; give one another id", deployment.id);
+            check.problem(litellm_at, "litellm_config", message);
+        }
+        deployments.push(deployment);
     }
-    let deployments = deployment::deployments(&mut check, file.deployments);
+    weights.extend(litellm.weights);
+    deployment::weigh(&mut deployments, &weights);
     let embedded_stub = deployments.is_empty();
     let node = check.node(file.node.name, flags);
     let gossip = check.gossip(file.gossip, flags);
-    let proxy = check.proxy(file.proxy, flags);
+    let proxy = check.proxy(file.proxy, litellm.credentials, flags);
     let loopback_by_default = embedded_stub && check.problems.is_empty();
     let admin =
         check.pick(&flags.admin_listen, "--admin-listen", "QUOTUM_ADMIN_LISTEN", file.admin.listen, "admin.listen");
     let admin_default = if loopback_by_default { loopback(ADMIN_PORT) } else { Listen::Everywhere(ADMIN_PORT) };
     let admin = check.listen(admin).unwrap_or(admin_default);
     if check.problems.is_empty() {
-        Ok(Config { node, gossip, proxy, admin, deployments, embedded_stub })
+        Ok(Config { node, gossip, proxy, admin, deployments, embedded_stub, remarks: litellm.remarks })
     } else {
         Err(ConfigError { problems: check.problems })
     }
@@ -140,6 +157,13 @@ impl Check<'_> {
 
     fn listen(&mut self, setting: Option<Setting>) -> Option<Listen> {
         self.parsed(setting, |text| address(text).map(Listen::At))
+    }
+
+    /// Reads LiteLLM's file.
+    fn litellm(&mut self, path: Spanned<String>) -> Option<litellm::Read> {
+        let setting = self.written(path, "litellm_config");
+        let text = self.read(&setting)?;
+        Some(litellm::read(&text, &setting.text, self.env))
     }
 
     fn node(&mut self, file: Text, flags: &Flags) -> String {

@@ -93,6 +93,8 @@ pub(super) struct Deployment {
     pub(super) model: Spanned<String>,
     pub(super) upstream: Spanned<String>,
     #[serde(default)]
+    pub(super) upstream_model: Text,
+    #[serde(default)]
     pub(super) api_key: Option<Spanned<Secret>>,
     #[serde(default)]
     pub(super) timeouts: Timeouts,

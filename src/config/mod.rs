@@ -8,6 +8,7 @@
 
 mod check;
 mod file;
+mod litellm;
 pub(crate) mod named;
 pub(crate) mod scalar;
 #[cfg(test)]
@@ -49,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) deployments: Vec<Deployment>,
     /// No deployments were configured: the built-in stub upstream is the only one.
     pub(crate) embedded_stub: bool,
+    /// What an operator should know that is no mistake.
+    pub(crate) remarks: Vec<String>,
 }
 
 /// How this pod finds and trusts its peers.
@@ -82,7 +85,9 @@ pub(crate) struct Proxy {
     pub(crate) listen: Listen,
     /// What callers may present; empty: no credential is asked for.
     pub(crate) credentials: Vec<Secret>,
-    /// Where they stand; read again on change.
+    /// Those of them that stand in LiteLLM's file, and stay.
+    pub(crate) fixed_credentials: Vec<Secret>,
+    /// Where the others stand; read again on change.
     pub(crate) credentials_file: Option<PathBuf>,
     /// `None`: callers speak plain HTTP.
     pub(crate) tls: Option<Tls>,
@@ -151,6 +156,8 @@ pub(crate) struct Deployment {
     pub(crate) id: String,
     /// The name callers use; several deployments may share it.
     pub(crate) model: String,
+    /// The name the upstream uses, if that is another.
+    pub(crate) upstream_model: Option<String>,
     /// The base of the upstream's API, such as `https://example.invalid/v1`.
     pub(crate) upstream: axum::http::Uri,
     pub(crate) api_key: Option<Secret>,
@@ -280,7 +287,7 @@ pub(crate) fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> 
     let from_env = env("QUOTUM_CONFIG");
     let path = path.or(from_env.as_deref().map(Path::new));
     let Some(path) = path else {
-        return check::check(file::File::default(), "defaults", env, flags);
+        return check::check(file::File::default(), None, "defaults", env, flags);
     };
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
@@ -296,6 +303,10 @@ pub(crate) fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> 
 
 /// Returns the configuration that `text` describes, with environment and flags over it.
 pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+    if litellm::is_one(text) {
+        let read = litellm::read(text, name, env);
+        return check::check(file::File::default(), Some(read), name, env, flags);
+    }
     let options = serde_saphyr::options! {
         // A snippet of the file could show an api_key.
         with_snippet: false,
@@ -316,7 +327,7 @@ pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags)
             Problem { place: name.to_owned(), field: "deployments".into(), message: message.into(), unreadable: false };
         return Err(ConfigError { problems: vec![problem] });
     }
-    check::check(file, name, env, flags)
+    check::check(file, None, name, env, flags)
 }
 
 /// Returns the key that this place, counted from one, belongs to: where several stand in

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// Whatever was written.
@@ -17,8 +17,15 @@ pub(crate) enum Tree {
     Text(String),
     Number(f64),
     Map(Vec<(String, Spanned<Tree>)>),
-    /// Nothing, a yes or no, or a list: right nowhere.
+    List(Vec<Spanned<Tree>>),
+    /// Nothing, or a yes or no.
     Other,
+}
+
+impl Tree {
+    pub(crate) fn is_other(&self) -> bool {
+        matches!(self, Self::Other)
+    }
 }
 
 impl fmt::Display for Tree {
@@ -27,7 +34,7 @@ impl fmt::Display for Tree {
             Self::Text(text) => write!(f, "`{text}`"),
             Self::Number(number) => write!(f, "`{number}`"),
             Self::Map(_) => f.write_str("a map"),
-            Self::Other => f.write_str("this"),
+            Self::List(_) | Self::Other => f.write_str("this"),
         }
     }
 }
@@ -72,8 +79,11 @@ impl<'de> Deserialize<'de> for Tree {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tree, A::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Tree::Other)
+                let mut elements = Vec::new();
+                while let Some(element) = list.next_element()? {
+                    elements.push(element);
+                }
+                Ok(Tree::List(elements))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {

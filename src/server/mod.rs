@@ -92,6 +92,7 @@ impl StartError {
 pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
     // Signals count from here on: one that arrives during the start ends it in order.
     let mut signals = Signals::new()?;
+    config.remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
     let (stop, stopped) = watch::channel(false);
     let proxy_port = bind(config.proxy.listen, "proxy").await?;
     let admin_port = bind(config.admin, "admin endpoints").await?;
@@ -195,6 +196,7 @@ fn embedded(stub: SocketAddr) -> Deployment {
     Deployment {
         id: "stub".into(),
         model: "stub".into(),
+        upstream_model: None,
         upstream: upstream.build().unwrap_or_default(),
         api_key: None,
         timeouts: Timeouts::default(),

@@ -40,6 +40,7 @@ pub(super) struct Served {
     pub(super) id: String,
     pub(super) handle: Handle,
     pub(super) meter: Arc<Meter>,
+    upstream_model: Option<String>,
     upstream: Upstream,
 }
 
@@ -74,6 +75,7 @@ impl Proxy {
                 id: deployment.id.clone(),
                 handle: limiter.handle(&deployment.id)?,
                 meter: Arc::new(Meter::new(deployment)),
+                upstream_model: deployment.upstream_model.clone(),
                 upstream: Upstream::new(deployment, client(deployment)),
             };
             models.entry(deployment.model.clone()).or_default().push((served, place));
@@ -167,7 +169,8 @@ impl Proxy {
             let served = &route.to;
             let mut charge = Charge::new(granted.permit, served.meter.clone(), self.telemetry.clone(), &call);
             let written = charge.written();
-            let sent = served.upstream.send(to, &head.headers, call.body.clone(), written).await;
+            let sent =
+                served.upstream.send(to, &head.headers, call.body_for(served.upstream_model.as_deref()), written).await;
             let was_not_executed = match &sent {
                 Ok(answer) => answer.status() == StatusCode::TOO_MANY_REQUESTS,
                 Err(_) => !charge.was_written(),

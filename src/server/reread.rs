@@ -49,14 +49,14 @@ impl Files {
     pub(crate) fn new(config: &Proxy, credentials: &Arc<Credentials>, tls: Option<&Arc<Tls>>) -> Arc<Self> {
         let mut watched = Vec::new();
         if let Some(path) = config.credentials_file.clone() {
-            let credentials = credentials.clone();
+            let (credentials, fixed) = (credentials.clone(), config.fixed_credentials.clone());
             let read = path.clone();
             watched.push(Watched {
                 what: "credentials",
                 read: Box::new(move || Ok(vec![named::read(&read)?])),
                 apply: Box::new(move |found| {
                     let found = found.first().map(Vec::as_slice).unwrap_or_default();
-                    credentials.replace(&named::credentials(&path, found)?);
+                    credentials.replace(&[named::credentials(&path, found)?, fixed.clone()].concat());
                     Ok(())
                 }),
                 last: None,

@@ -162,6 +162,11 @@ impl Upstream {
         }
     }
 
+    /// Azure's API of old has its own header for a key; a bearer is another thing there.
+    fn is_azure(&self) -> bool {
+        self.base.path().contains("/openai/deployments/")
+    }
+
     fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
         let mut joined = format!("{}{path}", self.base.path().trim_end_matches('/'));
         let queries = [self.base.query(), query];
@@ -184,6 +189,7 @@ impl Upstream {
         }
         if let Some([bearer, key]) = &self.api_key {
             match family {
+                Family::OpenAi if self.is_azure() => headers.insert(API_KEY, key.clone()),
                 Family::OpenAi => headers.insert(header::AUTHORIZATION, bearer.clone()),
                 Family::Anthropic => headers.insert(X_API_KEY, key.clone()),
             };
@@ -197,13 +203,16 @@ impl Upstream {
 /// Where Anthropic's API reads the key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// Where Azure's API reads it, and where callers of Azure's SDKs write it.
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
+
 /// What a caller sends that the upstream must not see: credentials, and what would make
 /// the answer unreadable for us.
 const WITHHELD: [HeaderName; 7] = [
     header::AUTHORIZATION,
     header::COOKIE,
     X_API_KEY,
-    HeaderName::from_static("api-key"),
+    API_KEY,
     header::ACCEPT_ENCODING,
     header::HOST,
     header::CONTENT_LENGTH,
@@ -260,5 +269,31 @@ impl Body for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, parse};
+
+    #[test]
+    fn a_key_goes_where_the_upstream_reads_it() {
+        let sent = |base: &str, family: Family| {
+            let text = format!(
+                "deployments: [{{ model: m, upstream: '{base}', api_key: ours, limits: [{{ unit: requests, amount: 1, window: 1s }}] }}]"
+            );
+            let config = parse(&text, "test.yaml", &|_| None, &Flags::default()).unwrap();
+            let upstream = Upstream::new(&config.deployments[0], Client::over(HttpConnector::new()));
+            let from = [(header::AUTHORIZATION, "Bearer theirs"), (API_KEY, "theirs"), (X_API_KEY, "theirs")];
+            let from = from.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect();
+            let headers = upstream.headers(&from, family);
+            let keys = headers.iter().filter(|(_, value)| !value.to_str().unwrap().contains("identity"));
+            keys.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect::<Vec<_>>()
+        };
+        assert_eq!(sent("https://h.invalid/v1", Family::OpenAi), ["authorization: Bearer ours"]);
+        assert_eq!(sent("https://h.invalid/v1", Family::Anthropic), ["x-api-key: ours"]);
+        let azure = "https://h.invalid/openai/deployments/d?api-version=1";
+        assert_eq!(sent(azure, Family::OpenAi), ["api-key: ours"]);
     }
 }

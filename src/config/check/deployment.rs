@@ -25,7 +25,11 @@ const MAX_TOKENS: i64 = i32::MAX as i64;
 /// The weight of the largest among deployments that are weighed by their limits.
 const USUAL_WEIGHT: u32 = 100;
 
-pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Deployment>>) -> Vec<Deployment> {
+/// Returns the deployments, and the weights that were written for them.
+pub(super) fn deployments(
+    check: &mut Check<'_>,
+    written: Vec<Spanned<file::Deployment>>,
+) -> (Vec<Deployment>, Vec<Option<u32>>) {
     let mut ids: BTreeMap<String, Location> = BTreeMap::new();
     let mut limits: BTreeMap<String, (String, Vec<Quota>, Mode)> = BTreeMap::new();
     let (mut all, mut weights) = (Vec::new(), Vec::new());
@@ -63,13 +67,12 @@ pub(super) fn deployments(check: &mut Check<'_>, written: Vec<Spanned<file::Depl
         all.push(deployment);
         weights.push(weight);
     }
-    weigh(&mut all, &weights);
-    all
+    (all, weights)
 }
 
 /// Sets the weights of deployments that name none: 1 where another of their model and order
 /// names one, else in proportion to their limits, so that all have the same part left.
-fn weigh(all: &mut [Deployment], written: &[Option<u32>]) {
+pub(in crate::config) fn weigh(all: &mut [Deployment], written: &[Option<u32>]) {
     let beside = |one: &Deployment, other: &Deployment| (&one.model, one.order) == (&other.model, other.order);
     let weights = (0..all.len()).map(|i| {
         let group = || (0..all.len()).filter(|other| beside(&all[i], &all[*other]));
@@ -102,6 +105,8 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let model = check.parsed(Some(model), name);
     let upstream = check.written(written.upstream, format!("{field}.upstream"));
     let upstream = check.parsed(Some(upstream), upstream_base);
+    let upstream_model = written.upstream_model.map(|model| check.written(model, format!("{field}.upstream_model")));
+    let upstream_model = check.parsed(upstream_model, name);
     let id = written.id.map(|id| check.written(id, format!("{field}.id")));
     let id = check.parsed(id, name);
     let limit_id = written.limit_id.map(|id| check.written(id, format!("{field}.limit_id")));
@@ -143,8 +148,9 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let order = check.small(written.order.as_ref(), &format!("{field}.order")).unwrap_or(1);
     let (model, upstream) = (model?, upstream?);
     Some(Deployment {
-        id: id.unwrap_or_else(|| default_id(&model, &upstream)),
+        id: id.unwrap_or_else(|| default_id(&model, upstream_model.as_deref().unwrap_or(&model), &upstream)),
         model,
+        upstream_model,
         upstream,
         api_key,
         timeouts,
@@ -165,19 +171,18 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
 ///
 /// Every pod derives the same one from the same config, and no secret goes into it: not
 /// even the base's query, which may carry one.
-fn default_id(model: &str, upstream: &Uri) -> String {
+pub(in crate::config) fn default_id(model: &str, upstream_model: &str, upstream: &Uri) -> String {
     let base = format!(
         "{}://{}{}",
         upstream.scheme_str().unwrap_or_default(),
         upstream.authority().map_or("", |authority| authority.as_str()),
         upstream.path()
     );
-    // Model name and model are one here; LiteLLM's config tells them apart.
-    let hash = LimitId::of(&format!("{model}\0{model}\0{base}"));
+    let hash = LimitId::of(&format!("{model}\0{upstream_model}\0{base}"));
     format!("{model}-{:016x}", hash.bits())
 }
 
-fn upstream_base(text: &str) -> Result<Uri, String> {
+pub(in crate::config) fn upstream_base(text: &str) -> Result<Uri, String> {
     // The text may carry a credential, so no refusal repeats it.
     let refusal = "not the base of an API; write it like https://example.invalid/v1";
     let uri: Uri = text.parse().map_err(|_| refusal.to_owned())?;

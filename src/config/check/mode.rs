@@ -97,7 +97,7 @@ fn beta(check: &mut Check<'_>, written: &Spanned<Tree>, field: &str) -> Option<P
     let number = match &written.value {
         Tree::Number(number) => Some(*number),
         Tree::Text(text) => text.parse().ok(),
-        Tree::Map(_) | Tree::Other => None,
+        Tree::Map(_) | Tree::List(_) | Tree::Other => None,
     };
     let portion = number.and_then(|number| Portion::new(number).ok()).filter(|portion| *portion != Portion::ZERO);
     if portion.is_none() {

@@ -15,10 +15,11 @@ use crate::config::scalar::size;
 use crate::config::{Bounds, Flags, Listen, PROXY_PORT, Problem, Proxy, Secret, Tls, file};
 
 impl Check<'_> {
-    pub(super) fn proxy(&mut self, file: file::Proxy, flags: &Flags) -> Proxy {
+    pub(super) fn proxy(&mut self, file: file::Proxy, fixed_credentials: Vec<Secret>, flags: &Flags) -> Proxy {
         let credentials = file.credentials_file.map(|text| self.written(text, "proxy.credentials_file"));
         let credentials_file = credentials.as_ref().map(|setting| PathBuf::from(&setting.text));
-        let credentials = credentials.map(|setting| self.credentials(&setting)).unwrap_or_default();
+        let mut credentials = credentials.map(|setting| self.credentials(&setting)).unwrap_or_default();
+        credentials.extend_from_slice(&fixed_credentials);
         let guarded = file.open || !credentials.is_empty();
         let setting =
             self.pick(&flags.proxy_listen, "--proxy-listen", "QUOTUM_PROXY_LISTEN", file.listen, "proxy.listen");
@@ -56,6 +57,7 @@ impl Check<'_> {
         Proxy {
             listen: listen.unwrap_or(if guarded { Listen::Everywhere(PROXY_PORT) } else { loopback(PROXY_PORT) }),
             credentials,
+            fixed_credentials,
             credentials_file,
             tls,
             upstream_ca: upstream_ca.unwrap_or_default(),

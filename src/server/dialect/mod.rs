@@ -46,6 +46,18 @@ pub(crate) struct Call {
     pub(crate) hide_usage: bool,
 }
 
+impl Call {
+    /// Returns the body with the upstream's own name for the model, where it has one; every
+    /// other byte of a value stays as it was written.
+    pub(crate) fn body_for(&self, upstream_model: Option<&str>) -> Bytes {
+        let Some(model) = upstream_model else { return self.body.clone() };
+        match request::fields(&self.body) {
+            Ok(fields) => fields.with("model", &serde_json::Value::from(model).to_string()),
+            Err(_) => other::with_model(&self.body, model).unwrap_or_else(|| self.body.clone()),
+        }
+    }
+}
+
 /// A request that cannot be understood; the caller can mend it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BadRequest {

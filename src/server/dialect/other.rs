@@ -108,6 +108,20 @@ impl Dialect for Other {
 
 /// Returns the text of a field of a form (RFC 7578).
 fn form_field(body: &[u8], boundary: &str, name: &str) -> Option<String> {
+    let value = form_field_at(body, boundary, name)?;
+    std::str::from_utf8(&body[value]).ok().map(str::to_owned)
+}
+
+/// Returns a form with another model.
+pub(super) fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
+    // A form begins with its boundary: what comes before the first is for nobody (RFC 2046, 5.1.1).
+    let boundary = std::str::from_utf8(&body[2.min(body.len())..find(body, b"\r\n")?]).ok()?;
+    let value = form_field_at(body, boundary, "model")?;
+    Some([&body[..value.start], model.as_bytes(), &body[value.end..]].concat().into())
+}
+
+/// Returns where in a form the text of a field stands.
+fn form_field_at(body: &[u8], boundary: &str, name: &str) -> Option<std::ops::Range<usize>> {
     let delimiter = format!("--{boundary}\r\n");
     let wanted = format!("name=\"{name}\"");
     let mut rest = body;
@@ -119,8 +133,9 @@ fn form_field(body: &[u8], boundary: &str, name: &str) -> Option<String> {
         if parameters.any(|line| line.split(';').any(|parameter| parameter.trim() == wanted)) {
             let text = &rest[head_end + 4..];
             let text = &text[..text.len().min(MAX_FORM_FIELD + 2)];
-            let text = std::str::from_utf8(&text[..find(text, b"\r\n")?]).ok()?;
-            return Some(text.to_owned()).filter(|text| !text.is_empty());
+            let length = find(text, b"\r\n")?;
+            let start = body.len() - rest.len() + head_end + 4;
+            return (length > 0).then_some(start..start + length);
         }
     }
     None

@@ -126,3 +126,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_upstream_is_asked_for_the_model_by_its_own_name() {
+    let json = call(&OpenAiChat, r#"{"model":"m", "messages":[{"role":"user","content":"x"}],"n": 1}"#).unwrap();
+    assert_eq!(json.body_for(None), json.body);
+    let expected = r#"{"messages":[{"role":"user","content":"x"}],"n":1,"model":"a\"b"}"#;
+    assert_eq!(json.body_for(Some("a\"b")), expected.as_bytes());
+    let form = |model: &str| {
+        format!(
+            "--b\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nmodel\r\n--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--b--\r\n"
+        )
+    };
+    let call = call(&Other::new("/audio/transcriptions", "multipart/form-data; boundary=b"), &form("m")).unwrap();
+    assert_eq!(call.model, "m");
+    assert_eq!(call.body_for(Some("whisper-1")), form("whisper-1").as_bytes());
+}

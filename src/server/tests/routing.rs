@@ -223,3 +223,13 @@ async fn an_overloaded_upstream_that_says_until_when_is_left_alone() {
     let paused = |id: &str| bench.limiter.get(id).unwrap().paused_until().is_some();
     assert_eq!((paused("a"), paused("b")), (true, false));
 }
+
+#[tokio::test]
+async fn an_upstream_hears_its_own_name_of_the_model() {
+    let bench = Bench::with(Extra { deployment: "upstream_model: real", ..Extra::default() }).await;
+    for body in [hello(), streaming()] {
+        let answer = bench.chat(body, &[TEN_TOKENS]).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert!(answer.text.contains(r#""model":"real""#), "{}", answer.text);
+    }
+}

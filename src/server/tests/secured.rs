@@ -263,7 +263,9 @@ async fn new_credentials_count_at_once_and_an_emptied_file_opens_nothing() {
     let folder = Folder::new();
     folder.swap("0", &[("credentials", "one\n# two\n")]);
     let path = folder.path("credentials");
-    let config = config(&format!("credentials_file: '{path}'")).unwrap().proxy;
+    let mut config = config(&format!("credentials_file: '{path}'")).unwrap().proxy;
+    // A master key of LiteLLM's stands in no file that is read again.
+    config.fixed_credentials = vec![crate::config::Secret::new("fixed")];
     let credentials = Arc::new(Credentials::new(&config.credentials));
     let files = Files::new(&config, &credentials, None);
     let accepts = |credential: &str| {
@@ -282,7 +284,7 @@ async fn new_credentials_count_at_once_and_an_emptied_file_opens_nothing() {
     }
     folder.swap("2", &[("credentials", "three\r\n")]);
     files.look();
-    assert!(accepts("three") && !accepts("two"));
+    assert!(accepts("three") && !accepts("two") && accepts("fixed"));
 }
 
 #[tokio::test]
