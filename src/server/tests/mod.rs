@@ -7,6 +7,7 @@ mod dialects;
 mod failures;
 mod input;
 mod others;
+mod passage;
 mod refusals;
 mod routing;
 mod secured;
