@@ -54,6 +54,7 @@ pub(super) struct Proxy {
     pub(super) tls: Option<Spanned<Tls>>,
     pub(super) upstream_ca: Text,
     pub(super) max_body: Text,
+    pub(super) max_bodies: Text,
     pub(super) max_connections: Option<Spanned<i64>>,
     pub(super) max_streams: Option<Spanned<i64>>,
     pub(super) max_headers: Option<Spanned<i64>>,

@@ -94,6 +94,8 @@ pub(crate) struct Proxy {
     /// Authorities whose upstreams are believed beside the public ones.
     pub(crate) upstream_ca: Vec<CertificateDer<'static>>,
     pub(crate) max_body: usize,
+    /// Bytes of all request bodies that are held at a time.
+    pub(crate) max_bodies: usize,
     pub(crate) bounds: Bounds,
 }
 

@@ -11,6 +11,7 @@ mod credentials;
 mod date;
 mod dialect;
 mod health;
+mod intake;
 pub(crate) mod listen;
 mod metering;
 mod pause;

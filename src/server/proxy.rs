@@ -8,23 +8,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
 
 use super::body::{Form, Metered};
-use super::connection::SlowSender;
 use super::credentials::Credentials;
 use super::dialect::{
     AnthropicMessages, BadRequest, Call, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
     Other,
 };
+use super::intake::{Intake, encoding};
 use super::metering::{Charge, Meter};
 use super::pause;
 use super::refusal::{self, Family, Refusal};
@@ -50,7 +49,7 @@ pub(crate) struct Proxy {
     models: BTreeMap<String, Routes<Served>>,
     limiter: Limiter,
     credentials: Arc<Credentials>,
-    max_body: usize,
+    intake: Intake,
     bounds: Bounds,
     telemetry: Arc<Telemetry>,
 }
@@ -81,8 +80,8 @@ impl Proxy {
             models.entry(deployment.model.clone()).or_default().push((served, place));
         }
         let models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
-        let (limiter, max_body, bounds) = (limiter.clone(), config.max_body, config.bounds);
-        Ok(Arc::new(Self { models, limiter, credentials, max_body, bounds, telemetry }))
+        let (limiter, intake, bounds) = (limiter.clone(), Intake::new(config), config.bounds);
+        Ok(Arc::new(Self { models, limiter, credentials, intake, bounds, telemetry }))
     }
 
     /// Returns the proxy's endpoints.
@@ -108,7 +107,7 @@ impl Proxy {
         match self.serve(&dialect, &head, &mut body).await {
             Ok(response) => response,
             Err(refusal) => {
-                self.discard(&head, body).await;
+                self.intake.discard(&head, body).await;
                 refusal.response(dialect.family())
             }
         }
@@ -119,26 +118,8 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let refused = self.refuse_caller(&head.headers).err();
         let refusal = refused.unwrap_or_else(|| refusal(&head));
-        self.discard(&head, body).await;
+        self.intake.discard(&head, body).await;
         refusal.response(family(head.uri.path()))
-    }
-
-    /// Reads what is left of a refused request's body, within reason: closed on a caller
-    /// that still writes, a connection takes the answer with it.
-    async fn discard(&self, head: &Parts, mut body: Body) {
-        if head.version > Version::HTTP_11 || head.headers.contains_key(header::EXPECT) {
-            return;
-        }
-        let mut left = self.max_body.saturating_mul(2);
-        let reading = async {
-            while let Some(Ok(frame)) = body.frame().await {
-                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-                if left == 0 {
-                    return;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(self.bounds.body_idle, reading).await;
     }
 
     /// Serves one request in one dialect.
@@ -152,7 +133,8 @@ impl Proxy {
         if dialect.is_known() {
             refuse_type(&head.headers)?;
         }
-        let body = self.read(&head.headers, body).await?;
+        // Held until the answer begins: then the upstream has it all.
+        let (body, _held) = self.intake.read(&head.headers, body).await?;
         let call = dialect.call(body).map_err(|bad| match (dialect.is_known(), bad.param) {
             (false, Some("model")) => unknown_url(&head.method, head.uri.path()),
             _ => mend(bad),
@@ -243,37 +225,6 @@ impl Proxy {
         let (status, code) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some("headers_too_large"));
         Err(Refusal::invalid(status, message, None, code))
     }
-
-    async fn read(&self, headers: &HeaderMap, body: &mut Body) -> Result<Bytes, Refusal> {
-        let too_large = || {
-            let message =
-                format!("The request's body is larger than {} bytes, the most this proxy takes.", self.max_body);
-            Refusal::invalid(StatusCode::PAYLOAD_TOO_LARGE, message, None, Some("request_too_large"))
-        };
-        if let Some(encoding) = encoding(headers) {
-            let message = format!(
-                "The request's body is encoded as {}, which is not understood here: send it without content-encoding.",
-                String::from_utf8_lossy(encoding)
-            );
-            let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_encoding"));
-            let mut refusal = Refusal::invalid(status, message, None, code);
-            refusal.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            return Err(refusal);
-        }
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > self.max_body as u64) {
-            return Err(too_large());
-        }
-        match Limited::new(body, self.max_body).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-            Err(error) if is_slow(&*error) => {
-                let message = "The request's body did not come in time.";
-                Err(Refusal::invalid(StatusCode::REQUEST_TIMEOUT, message, None, Some("request_timeout")))
-            }
-            Err(_) => Err(Refusal::invalid(StatusCode::BAD_REQUEST, "The request's body broke off.", None, None)),
-        }
-    }
 }
 
 /// Refuses a body that says it is not JSON.
@@ -350,17 +301,6 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 /// Returns a content type without its parameters.
 fn media_type(content_type: &[u8]) -> &[u8] {
     content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
-}
-
-/// Returns in what else a body comes than in what it says it is.
-fn encoding(headers: &HeaderMap) -> Option<&[u8]> {
-    let encodings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-    encodings.map(<[u8]>::trim_ascii).find(|encoding| !encoding.eq_ignore_ascii_case(b"identity"))
-}
-
-/// Returns whether a body's error is that it did not come in time.
-fn is_slow(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<SlowSender>())
 }
 
 fn failed(failure: Failure) -> Refusal {

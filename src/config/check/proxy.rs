@@ -53,6 +53,12 @@ impl Check<'_> {
             _ => Err(format!("`{text}` is out of range; it must lie between 4KiB and 1MiB")),
         });
         let max_body = file.max_body.map(|text| self.written(text, "proxy.max_body"));
+        let max_body = self.parsed(max_body, size).unwrap_or(32 << 20);
+        let max_bodies = file.max_bodies.map(|text| self.written(text, "proxy.max_bodies"));
+        let max_bodies = self.parsed(max_bodies, |text| match size(text)? {
+            bytes if bytes >= max_body => Ok(bytes),
+            _ => Err(format!("`{text}` is less than the {max_body} bytes of proxy.max_body, which must fit in")),
+        });
         let times = file.timeouts;
         Proxy {
             listen: listen.unwrap_or(if guarded { Listen::Everywhere(PROXY_PORT) } else { loopback(PROXY_PORT) }),
@@ -61,7 +67,8 @@ impl Check<'_> {
             credentials_file,
             tls,
             upstream_ca: upstream_ca.unwrap_or_default(),
-            max_body: self.parsed(max_body, size).unwrap_or(32 << 20),
+            max_body,
+            max_bodies: max_bodies.unwrap_or(max_body.max(1 << 30)),
             bounds: Bounds {
                 connections: self.count(file.max_connections, "max_connections", usual.connections, 1_000_000),
                 streams: self.count(file.max_streams, "max_streams", usual.streams, 10_000),

@@ -280,3 +280,27 @@ async fn an_answer_that_is_not_read_is_not_fetched_either() {
     }
     assert!(came > PIECE * PIECES, "{came}");
 }
+
+#[tokio::test]
+async fn more_bodies_than_a_pod_holds_are_refused_until_others_are_gone() {
+    let bench = Bench::with(Extra { proxy: "max_body: 1KiB, max_bodies: 1500B", ..Extra::default() }).await;
+    // Held while the rest of it is awaited.
+    let (mut first, _stop) = bench.connect(PIPE);
+    let begun = "x".repeat(900);
+    let head = format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{begun}");
+    first.write_all(head.as_bytes()).await.unwrap();
+    let mut body = hello();
+    body["user"] = json!("y".repeat(700));
+    // A pipe in memory on one thread: whatever can be read has been.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let refused = bench.chat(body.clone(), &[]).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
+    assert_eq!(refused.error()["code"], "too_many_bodies");
+    drop(first);
+    while bench.chat(body.clone(), &[("x-stub-fault", "zero-usage")]).await.status != StatusCode::OK {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.tokens(), 0);
+}

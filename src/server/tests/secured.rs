@@ -364,6 +364,7 @@ fn a_wrong_certificate_key_or_authority_is_named() {
         (config(&format!("upstream_ca: '{}'", path("key"))), 64, "proxy.upstream_ca: "),
         (config(&format!("upstream_ca: '{}'", path("absent"))), 69, "proxy.upstream_ca: "),
         (config("max_connections: 0"), 64, "proxy.max_connections: 0 is out of range"),
+        (config("max_body: 2MiB, max_bodies: 1MiB"), 64, "proxy.max_bodies: `1MiB` is less than the 2097152 bytes"),
         (config("max_streams: -1"), 64, "proxy.max_streams: -1 is out of range"),
         (config("max_headers: 5000"), 64, "proxy.max_headers: 5000 is out of range"),
         (config("max_header_bytes: 1KiB"), 64, "proxy.max_header_bytes: `1KiB` is out of range"),
