@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::connection::SlowSender;
@@ -73,10 +73,11 @@ impl Intake {
     }
 
     /// Reads what is left of a refused request's body, within reason: closed on a caller
-    /// that still writes, a connection takes the answer with it.
+    /// that still writes, a connection takes the answer with it, and a stream of HTTP/2 does so with
+    /// some callers.
     pub(super) async fn discard(&self, head: &Parts, mut body: Body) {
-        // HTTP/2 closes one stream, and who asked first is told before it sends.
-        if head.version > Version::HTTP_11 || head.headers.contains_key(header::EXPECT) {
+        // Who asked first is told before it sends.
+        if head.headers.contains_key(header::EXPECT) {
             return;
         }
         let mut left = self.max_body.saturating_mul(2);

@@ -231,6 +231,27 @@ async fn too_many_headers_are_told_so_on_http2() {
 }
 
 #[tokio::test]
+async fn who_is_refused_on_http2_while_it_sends_is_heard_out() {
+    let bench = Bench::with(Extra { proxy: "max_body: 1MiB", ..Extra::default() }).await;
+    let large = Bytes::from(vec![b' '; 1_500_000]);
+    let sent = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let pieces = large.chunks(1 << 14).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+    let (count, all) = (sent.clone(), pieces.len() as u32);
+    let pieces = pieces.into_iter().map(move |piece| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, std::convert::Infallible>(Frame::data(piece))
+    });
+    let (io, _stop) = bench.connect(1 << 16);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+    tokio::spawn(connection);
+    let body = StreamBody::new(tokio_stream::iter(pieces));
+    let request = Request::post("http://x/v1/chat/completions").body(body).unwrap();
+    let (status, text) = whole(sender.send_request(request).await.unwrap()).await;
+    assert!(status == StatusCode::PAYLOAD_TOO_LARGE && text.contains("request_too_large"), "{text}");
+    assert_eq!(sent.load(Ordering::Relaxed), all, "it was cut off while it sent");
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_for_new_connections_and_a_broken_one_for_none() {
     let bench = Bench::new().await;
     let port = Port::new(bench.router.clone()).await;
