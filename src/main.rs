@@ -183,14 +183,15 @@ async fn serve(serve: Serve) -> ExitCode {
         admin_listen: serve.admin_listen,
         proxy_listen: serve.proxy_listen,
     };
-    let config = match config::load(serve.config.as_deref(), &config::environment, &flags) {
+    let source = config::Source { path: serve.config, flags };
+    let config = match source.load() {
         Ok(config) => config,
         Err(error) => {
             complain(format_args!("{error}"));
             return ExitCode::from(error.exit_code());
         }
     };
-    match server::serve(config).await {
+    match server::serve(config, source).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(format_args!("quotum: {error}"));
@@ -278,6 +279,10 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
                 quota["spendable"],
                 quota["resets_in_ms"]
             );
+        }
+        for switch in limit["switches"].as_array().into_iter().flatten() {
+            let from = switch["from"].as_str().unwrap_or("no limit");
+            say!("        from {} to {} at {} ms", from, text(&switch["to"]), switch["at_unix_ms"]);
         }
         for other in limit["mismatches"].as_array().into_iter().flatten() {
             say!("        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]));

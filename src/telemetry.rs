@@ -43,6 +43,7 @@ pub(crate) struct Telemetry {
     waits: Histogram,
     estimate_errors: Histogram,
     unreported: Family<Labels, Counter>,
+    reloads: Family<Labels, Counter>,
     /// Requests that were not sent for the upstream's sake, by deployment and reason.
     refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
@@ -55,6 +56,7 @@ impl Telemetry {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
             unreported: Family::default(),
+            reloads: Family::default(),
             refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
@@ -82,6 +84,11 @@ impl Telemetry {
     pub(crate) fn refused(&self, deployment: &str, why: &'static str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused.entry((deployment.to_owned(), why)).or_default() += 1;
+    }
+
+    /// Notes that the configuration was read again, and what came of it.
+    pub(crate) fn reloaded(&self, result: &'static str) {
+        self.reloads.get_or_create(&labels(&[("result", result)])).inc();
     }
 
     /// Notes how long a decision took that needed no wait.
@@ -126,6 +133,7 @@ impl Telemetry {
             "Answers without usage that can be believed: none given, a lie, or unreadable",
             self.unreported.clone(),
         );
+        registry.register("config_reloads", "Times the configuration was read again", self.reloads.clone());
         let refused = limits(&mut registry, status);
         for ((deployment, reason), count) in self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             refused.get_or_create(&labels(&[("deployment", deployment), ("reason", reason)])).inc_by(*count);

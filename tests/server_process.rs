@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
@@ -324,4 +324,111 @@ fn a_pod_that_leaves_hands_its_rights_over() {
     let (code, _, log) = first.ended();
     assert_eq!(code, Some(0), "{log}");
     quota_when(&second, |_, quota| quota["spendable"] == 100_000);
+}
+
+/// Says stop when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks until the answer is as it should be: what a signal brings takes a moment.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..400 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
+    panic!("never: {what}");
+}
+
+fn status_of(pod: &Running) -> Value {
+    let answer = ask(&pod.addr("admin"), "GET", "/status", "", "");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[test]
+fn a_changed_configuration_is_read_on_hangup_and_no_request_fails() {
+    let folder = Folder::new();
+    let config = DEPLOYMENT
+        .replace("100000, window: 100d", "100000, window: 1s")
+        .replace("\n    limits", "\n    edge: 0ms\n    limits");
+    let (stub, pod) = stub_and_pod(&folder, &config);
+    let stub_url = format!("http://{}", stub.addr("stub"));
+    let listen = "proxy: { listen: '127.0.0.1:0' }\nadmin: { listen: '127.0.0.1:0' }\n";
+    let write = |text: &str| folder.write("quotum.yaml", &format!("{listen}{text}").replace("STUB", &stub_url));
+    let proxy = pod.addr("proxy");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Whatever fails here, the one that asks must end.
+        let ends = Ends(&stop);
+        let asked = scope.spawn(|| {
+            let mut answers = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = ask(&proxy, "POST", "/v1/chat/completions", "", &chat(answers % 2 == 0));
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                answers += 1;
+            }
+            answers
+        });
+        let limit = |pod: &Running, place: usize| status_of(pod)["limits"][place]["quotas"][0]["limit"].clone();
+        // A limit, and a second deployment.
+        let second = config.split_once('\n').unwrap().1.replace("id: a", "id: b").replace("model: m", "model: n");
+        write(&(config.replace("100000", "200000") + &second));
+        pod.signal("HUP");
+        until("the limit switches at a window start", || limit(&pod, 0) == 200_000);
+        assert_eq!(status_of(&pod)["limits"][1]["limit_id"], "b");
+        let answer = ask(&proxy, "POST", "/v1/chat/completions", "", &chat(false).replace("\"m\"", "\"n\""));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        // A mistake changes nothing, and is named.
+        write(&config.replace("100000", "-7"));
+        pod.signal("HUP");
+        until("the mistake is shown", || !status_of(&pod)["config_refused"].is_null());
+        let refused = status_of(&pod)["config_refused"].as_str().unwrap().to_owned();
+        assert!(refused.contains("quotum.yaml:10:") && refused.contains("limits[0].amount"), "{refused}");
+        assert_eq!(limit(&pod, 0), 200_000);
+        // And it is mended; what needs a restart is named.
+        write(&config.replace("127.0.0.1:0' }\nadmin", "127.0.0.1:1' }\nadmin"));
+        pod.signal("HUP");
+        until("the mistake is gone", || status_of(&pod)["config_refused"].is_null());
+        until("the second deployment is gone", || status_of(&pod)["limits"].as_array().unwrap().len() == 1);
+        drop(ends);
+        assert!(asked.join().unwrap() > 0);
+    });
+    let answer = ask(&proxy, "POST", "/v1/chat/completions", "", &chat(false).replace("\"m\"", "\"n\""));
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    let metrics = ask(&pod.addr("admin"), "GET", "/metrics", "", "");
+    assert!(metrics.contains("quotum_config_reloads_total{result=\"changed\"} 2"), "{metrics}");
+    assert!(metrics.contains("quotum_config_reloads_total{result=\"refused\"} 1"));
+    pod.signal("TERM");
+    let (code, _, log) = pod.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("a changed") && log.contains("b added") && log.contains("b removed"), "{log}");
+    assert!(!log.contains("sk-upstream"), "no credential in a log");
+}
+
+#[test]
+fn a_configuration_that_is_replaced_by_a_link_is_read_without_a_signal() {
+    let folder = Folder::new();
+    let stub = Running::start(&["stub", "--listen", "127.0.0.1:0"]);
+    let text = format!("proxy: {{ listen: '127.0.0.1:0' }}\nadmin: {{ listen: '127.0.0.1:0' }}\n{DEPLOYMENT}")
+        .replace("STUB", &format!("http://{}", stub.addr("stub")));
+    // As Kubernetes mounts a ConfigMap: a link to a link to a folder of its own.
+    let place = |name: &str, text: &str| {
+        fs::create_dir(folder.0.join(name)).unwrap();
+        fs::write(folder.0.join(name).join("quotum.yaml"), text).unwrap();
+        let _ = fs::remove_file(folder.0.join("..tmp"));
+        std::os::unix::fs::symlink(name, folder.0.join("..tmp")).unwrap();
+        fs::rename(folder.0.join("..tmp"), folder.0.join("..data")).unwrap();
+    };
+    place("..1", &text);
+    std::os::unix::fs::symlink("..data/quotum.yaml", folder.0.join("quotum.yaml")).unwrap();
+    let pod = Running::start(&["serve", "--config", folder.0.join("quotum.yaml").to_str().unwrap()]);
+    place("..2", &text.replace("100000", "300000"));
+    until("the change is seen", || status_of(&pod)["limits"][0]["switches"][0]["to"].is_string());
+    assert!(status_of(&pod)["limits"][0]["switches"][0]["to"].as_str().unwrap().starts_with("300000 tokens"));
 }

@@ -153,7 +153,7 @@ impl Default for Bounds {
 }
 
 /// One upstream model endpoint with its own limits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Deployment {
     pub(crate) id: String,
     /// The name callers use; several deployments may share it.
@@ -226,6 +226,28 @@ pub(crate) struct Flags {
     pub(crate) gossip_key_file: Option<String>,
     pub(crate) admin_listen: Option<String>,
     pub(crate) proxy_listen: Option<String>,
+}
+
+/// Where the configuration of `serve` comes from: to be read again while it runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Source {
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) flags: Flags,
+}
+
+impl Source {
+    /// Returns the configuration as it stands there now.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub(crate) fn load(&self) -> Result<Config, ConfigError> {
+        load(self.path.as_deref(), &environment, &self.flags)
+    }
+
+    /// Returns the file, if there is one.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.path.clone().or_else(|| environment("QUOTUM_CONFIG").map(PathBuf::from))
+    }
 }
 
 /// Where variables are looked up; the process's own by [`environment`].

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -35,8 +35,9 @@ pub(crate) struct Admin {
     cluster: Option<Arc<Cluster>>,
     credentials: Arc<Credentials>,
     telemetry: Arc<Telemetry>,
-    /// Which deployments share each limit.
-    sharers: BTreeMap<String, Vec<String>>,
+    served: Mutex<Served>,
+    /// Why the configuration file is not in force, if it is not.
+    refused: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -48,13 +49,24 @@ impl Admin {
         telemetry: Arc<Telemetry>,
         deployments: &[Deployment],
     ) -> Arc<Self> {
-        let mut sharers = BTreeMap::<String, Vec<String>>::new();
-        for deployment in deployments {
-            let limit = deployment.limit_id.as_ref().unwrap_or(&deployment.id);
-            sharers.entry(limit.clone()).or_default().push(deployment.id.clone());
-        }
+        let served = Mutex::new(Served { limiter: limiter.clone(), sharers: sharers(deployments) });
+        let refused = Mutex::default();
         let draining = AtomicBool::new(false);
-        Arc::new(Self { limiter, cluster, credentials, telemetry, sharers, draining })
+        Arc::new(Self { limiter, cluster, credentials, telemetry, served, refused, draining })
+    }
+
+    /// Names these deployments from now on.
+    pub(crate) fn serve_these(&self, deployments: &[Deployment], limiter: Limiter) {
+        *self.served() = Served { limiter, sharers: sharers(deployments) };
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says from now on why the configuration file is not in force, or that it is.
+    pub(crate) fn reloaded(&self, refused: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
     /// Says from now on that no more traffic should be sent here.
@@ -102,12 +114,15 @@ impl Admin {
             "blocked": blocked(&status),
             "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
             "limits": status.limits.iter().map(|limit| self.limit(limit, pauses.get(&limit.name))).collect::<Vec<_>>(),
+            "held_for_peers": status.held,
+            "config_refused": *self.refused.lock().unwrap_or_else(PoisonError::into_inner),
             "ignored": {
                 "closed_window": status.ignored.closed_window,
                 "future_window": status.ignored.future_window,
                 "unknown_key": status.ignored.unknown_key,
                 "stale_request": status.ignored.stale_request,
                 "too_many_replicas": status.ignored.too_many_replicas,
+                "too_many_keys": status.ignored.too_many_keys,
             },
             "gossip": stats.map(|stats| json!({
                 "healthy": stats.healthy,
@@ -126,12 +141,13 @@ impl Admin {
 
     /// Returns how long each limit's upstream still wants no requests, where it does.
     fn pauses(&self) -> BTreeMap<String, Duration> {
+        let served = self.served();
         let now = self.limiter.now();
         let left = |sharers: &Vec<String>| {
-            let until = self.limiter.get(sharers.first()?).ok()?.paused_until()?;
+            let until = served.limiter.get(sharers.first()?).ok()?.paused_until()?;
             Some(until.since(now))
         };
-        self.sharers.iter().filter_map(|(limit, sharers)| Some((limit.clone(), left(sharers)?))).collect()
+        served.sharers.iter().filter_map(|(limit, sharers)| Some((limit.clone(), left(sharers)?))).collect()
     }
 
     fn limit(&self, limit: &LimitStatus, paused: Option<&Duration>) -> Value {
@@ -147,9 +163,14 @@ impl Admin {
         });
         json!({
             "limit_id": limit.name,
-            "deployments": self.sharers.get(limit.name.as_str()),
+            "deployments": self.served().sharers.get(limit.name.as_str()),
             "mode": mode(limit.mode),
             "quotas": quotas.collect::<Vec<_>>(),
+            "switches": limit.switches.iter().map(|switch| json!({
+                "from": switch.from.map(|quota| quota.to_string()),
+                "to": switch.to.to_string(),
+                "at_unix_ms": switch.at.unix_ms(),
+            })).collect::<Vec<_>>(),
             "parked": limit.parked,
             "upstream_paused_ms": paused.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             "refused": limit.refused,
@@ -160,6 +181,23 @@ impl Admin {
             })).collect::<Vec<_>>(),
         })
     }
+}
+
+/// What is served, until the configuration changes.
+#[derive(Debug)]
+struct Served {
+    limiter: Limiter,
+    /// Which deployments share each limit.
+    sharers: BTreeMap<String, Vec<String>>,
+}
+
+fn sharers(deployments: &[Deployment]) -> BTreeMap<String, Vec<String>> {
+    let mut sharers = BTreeMap::<String, Vec<String>>::new();
+    for deployment in deployments {
+        let limit = deployment.limit_id.as_ref().unwrap_or(&deployment.id);
+        sharers.entry(limit.clone()).or_default().push(deployment.id.clone());
+    }
+    sharers
 }
 
 fn blocked(status: &Status) -> Vec<Value> {

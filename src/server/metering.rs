@@ -36,7 +36,7 @@ pub(crate) struct Meter {
     learned: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Outputs {
     ring: Vec<u64>,
     seen: u64,
@@ -52,6 +52,16 @@ impl Meter {
             outputs: Mutex::default(),
             learned: AtomicU64::new(deployment.default_max_tokens),
         }
+    }
+
+    /// Returns the meter with what another one has learnt of the same deployment.
+    pub(crate) fn after(self, before: Option<&Self>) -> Self {
+        let Some(before) = before else { return self };
+        let outputs = before.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if outputs.ring.len() >= MIN_OUTPUTS {
+            self.learned.store(before.learned.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Self { outputs: Mutex::new(outputs), ..self }
     }
 
     /// Returns what is reserved for this request.

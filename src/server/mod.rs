@@ -17,6 +17,7 @@ mod metering;
 mod pause;
 mod proxy;
 mod refusal;
+mod reload;
 mod reread;
 mod routing;
 mod search;
@@ -33,13 +34,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds, UdpNet};
-use quotum::{BuildError, Limiter, Mode, Policy, Quota, UnknownDeployment};
+use quotum::{BuildError, Builder, Limiter, Mode, Policy, Quota, UnknownDeployment};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{Config, Deployment, Listen, Reserve, Timeouts, Unreported};
+use crate::config::{Config, Deployment, Listen, Reserve, Source, Timeouts, Unreported};
 use crate::telemetry::Telemetry;
 
 /// How long leaving may take after the last request has ended: a few gossip rounds with
@@ -90,9 +91,10 @@ impl StartError {
 ///
 /// # Errors
 /// Says why it did not start; nothing is left running.
-pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
+pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), StartError> {
     // Signals count from here on: one that arrives during the start ends it in order.
     let mut signals = Signals::new()?;
+    let hangup = signal(SignalKind::hangup())?;
     config.remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
     let (stop, stopped) = watch::channel(false);
     let proxy_port = bind(config.proxy.listen, "proxy").await?;
@@ -104,7 +106,7 @@ pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
         // Until the process ends: requests that drain still need their upstream.
         tokio::spawn(stub::serve(stub, listener, std::future::pending()));
     }
-    let limiter = limiter(&config.deployments)?;
+    let limiter = builder(&config.deployments).build()?;
     let cluster = join(&config, &limiter).await?;
     let telemetry = Arc::new(Telemetry::new());
     let credentials = Arc::new(credentials::Credentials::new(&config.proxy.credentials));
@@ -112,23 +114,37 @@ pub(crate) async fn serve(mut config: Config) -> Result<(), StartError> {
     let tls = certified.map(tls::Tls::new).transpose()?.map(Arc::new);
     let files = reread::Files::new(&config.proxy, &credentials, tls.as_ref());
     let upstream_tls = tls::client(&config.proxy.upstream_ca)?;
+    let client = move |timeouts| upstream::Client::tcp(timeouts, upstream_tls.clone());
+    let mut clients = Vec::new();
     let proxy = proxy::Proxy::new(
         &config.deployments,
         &limiter,
         credentials.clone(),
         &config.proxy,
         telemetry.clone(),
-        |deployment| upstream::Client::tcp(deployment.timeouts, upstream_tls.clone()),
+        |deployment| reload::client_for(deployment.timeouts, &mut clients, &client),
     )?;
-    let admin = admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry, &config.deployments);
+    let admin =
+        admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry.clone(), &config.deployments);
     announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
 
+    let bounds = config.proxy.bounds;
+    let reload = reload::Reload {
+        state: reload::State::new(config, clients),
+        source,
+        limiter,
+        proxy: proxy.clone(),
+        admin: admin.clone(),
+        telemetry,
+        client: Box::new(client),
+    };
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let doors = [listen::Door::default(), listen::Door { tls, bounds: config.proxy.bounds }];
+    let doors = [listen::Door::default(), listen::Door { tls, bounds }];
     let [admin_door, proxy_door] = doors;
     let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_door, admin_stopped));
     let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), proxy_door, stopped));
-    tokio::spawn(files.watch());
+    tokio::spawn(files.clone().watch());
+    tokio::spawn(reload.watch(files, hangup));
     tokio::select! {
         biased;
         number = signals.next() => tracing::info!(signal = number, "draining"),
@@ -214,11 +230,11 @@ fn embedded(stub: SocketAddr) -> Deployment {
     }
 }
 
-fn limiter(deployments: &[Deployment]) -> Result<Limiter, BuildError> {
-    let builder = deployments.iter().fold(Limiter::builder(), |builder, deployment| {
+/// Returns what the limiter is built of, or changed to.
+fn builder(deployments: &[Deployment]) -> Builder {
+    deployments.iter().fold(Limiter::builder(), |builder, deployment| {
         builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), policy(deployment))
-    });
-    builder.build()
+    })
 }
 
 fn policy(deployment: &Deployment) -> Policy {

@@ -5,7 +5,7 @@
 //! request that is answered without having been sent upstream has charged nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -43,10 +43,13 @@ pub(super) struct Served {
     upstream: Upstream,
 }
 
+/// Who serves what, until the configuration changes: a request keeps what it began with.
+type Models = BTreeMap<String, Routes<Served>>;
+
 /// The proxy.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    models: BTreeMap<String, Routes<Served>>,
+    models: RwLock<Arc<Models>>,
     limiter: Limiter,
     credentials: Arc<Credentials>,
     intake: Intake,
@@ -65,23 +68,48 @@ impl Proxy {
         credentials: Arc<Credentials>,
         config: &config::Proxy,
         telemetry: Arc<Telemetry>,
-        mut client: impl FnMut(&Deployment) -> Client,
+        client: impl FnMut(&Deployment) -> Client,
     ) -> Result<Arc<Self>, UnknownDeployment> {
+        let (handles, intake, bounds) = (limiter.clone(), Intake::new(config), config.bounds);
+        let models = RwLock::default();
+        let proxy = Self { models, limiter: handles, credentials, intake, bounds, telemetry };
+        proxy.serve_these(deployments, limiter, client)?;
+        Ok(Arc::new(proxy))
+    }
+
+    /// Serves these deployments from now on. Requests in flight are not disturbed, and what
+    /// was learnt of a deployment that stays is kept.
+    ///
+    /// # Errors
+    /// If the limiter does not know one of them; nothing has changed.
+    pub(crate) fn serve_these(
+        &self,
+        deployments: &[Deployment],
+        limiter: &Limiter,
+        mut client: impl FnMut(&Deployment) -> Client,
+    ) -> Result<(), UnknownDeployment> {
+        let before = self.models();
+        let meters: BTreeMap<&str, &Meter> =
+            before.values().flat_map(Routes::all).map(|served| (served.id.as_str(), &*served.meter)).collect();
         let mut models: BTreeMap<String, Vec<(Served, Place)>> = BTreeMap::new();
         for deployment in deployments {
             let place = Place { order: deployment.order, weight: deployment.weight };
             let served = Served {
                 id: deployment.id.clone(),
                 handle: limiter.handle(&deployment.id)?,
-                meter: Arc::new(Meter::new(deployment)),
+                meter: Arc::new(Meter::new(deployment).after(meters.get(deployment.id.as_str()).copied())),
                 upstream_model: deployment.upstream_model.clone(),
                 upstream: Upstream::new(deployment, client(deployment)),
             };
             models.entry(deployment.model.clone()).or_default().push((served, place));
         }
-        let models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
-        let (limiter, intake, bounds) = (limiter.clone(), Intake::new(config), config.bounds);
-        Ok(Arc::new(Self { models, limiter, credentials, intake, bounds, telemetry }))
+        let models: Models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
+        *self.models.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(models);
+        Ok(())
+    }
+
+    fn models(&self) -> Arc<Models> {
+        Arc::clone(&self.models.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the proxy's endpoints.
@@ -139,7 +167,8 @@ impl Proxy {
             (false, Some("model")) => unknown_url(&head.method, head.uri.path()),
             _ => mend(bad),
         })?;
-        let routes = self.models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
+        let models = self.models();
+        let routes = models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let family = dialect.family();
         let to = Target { method: &head.method, path: dialect.path(), query: head.uri.query(), family };
         let mut search = Search::new(routes, &call, &self.limiter, &self.telemetry);
@@ -367,7 +396,8 @@ async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Response
     if let Err(refusal) = proxy.refuse_caller(&headers) {
         return refusal.response(family);
     }
-    let names = || proxy.models.keys();
+    let models = proxy.models();
+    let names = || models.keys();
     let listed: Vec<_> = names().map(|name| listed(name, family)).collect();
     json_response(match family {
         Family::OpenAi => json!({"object": "list", "data": listed}),
@@ -382,7 +412,7 @@ async fn model(State(proxy): State<Arc<Proxy>>, Path(name): Path<String>, header
     if let Err(refusal) = proxy.refuse_caller(&headers) {
         return refusal.response(family);
     }
-    match proxy.models.contains_key(&name) {
+    match proxy.models().contains_key(&name) {
         true => json_response(listed(&name, family)),
         false => unknown_model(&name).response(family),
     }

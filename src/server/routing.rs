@@ -47,6 +47,11 @@ pub(super) struct Route<T> {
 }
 
 impl<T> Routes<T> {
+    /// Returns all deployments, whatever their order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &T> {
+        self.levels.iter().flat_map(|level| &level.all).map(|route| &route.to)
+    }
+
     /// Returns the routes to these deployments.
     pub(super) fn new(deployments: impl IntoIterator<Item = (T, Place)>) -> Self {
         let mut levels: BTreeMap<u32, Vec<(T, u32)>> = BTreeMap::new();
