@@ -58,8 +58,8 @@ mod limiter;
 mod wallet;
 
 pub use ledger::{
-    Claim, Denied, ForgetError, Mode, Obstacle, Portion, PortionError, Quota, QuotaAmount, QuotaError, Standing,
-    Status, Timestamp, Unit,
+    Claim, Denied, ForgetError, Margin, Mode, Obstacle, Portion, PortionError, Quota, QuotaAmount, QuotaError,
+    Standing, Status, Timestamp, Unit,
 };
 pub use limiter::{Acquire, BuildError, Builder, Clock, Handle, Limiter, MAX_PAUSE, Permit, Policy, UnknownDeployment};
 

@@ -12,7 +12,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use quotum::ledger::{
     Contact, Directory, Key, LimitId, Message, ReplicaId, RequestKind, RosterSettings, Row, Timestamp, Window, WindowId,
 };
-use quotum::{Claim, Limiter, Mode, Policy, Portion, Quota};
+use quotum::{Claim, Limiter, Margin, Mode, Policy, Portion, Quota, Standing};
 
 const MINUTE: u64 = 60_000;
 const START: u64 = 1_000 * MINUTE;
@@ -89,6 +89,41 @@ fn an_elastic_limit_is_exceeded_by_beta_at_most() {
     assert!(repaid.get() >= 200, "only {} of 400 storms asked for rights to a debt", repaid.get());
 }
 
+/// The law of `sum`: after every step, whatever was lost, repeated or came late, each replica
+/// can spend exactly the limit less the margin less the use it knows of, and nobody has rights.
+#[test]
+fn the_wallet_of_a_sum_holds_what_the_known_use_leaves() {
+    let config =
+        ProptestConfig { cases: 400, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let (over, heard) = (Cell::new(0), Cell::new(0));
+    let outcome = runner.run(&prop::collection::vec(step(), 50..400), |steps| {
+        let mut storm = Storm::new(minute(), Mode::Sum { margin: Margin::Fixed(Portion::percent(10)) }, START, 1);
+        for (place, step) in steps.iter().enumerate() {
+            storm.apply(step);
+            if place % 50 == 49 {
+                storm.drain();
+            }
+            storm.check()?;
+            for pod in storm.fleet.pods.iter().filter(|pod| pod.alive) {
+                let standing = pod.handle.standings()[0];
+                let left = (LIMIT - LIMIT / 10).saturating_sub(standing.used);
+                prop_assert_eq!(standing.spendable, left, "{:?}", standing);
+                prop_assert_eq!((pod.rights(storm.fleet.now_ms / MINUTE * MINUTE), standing.debt), (0, 0));
+                let own = pod.used(storm.fleet.now_ms / MINUTE * MINUTE);
+                heard.set(heard.get() + u32::from(standing.used > own && own > 0));
+            }
+        }
+        over.set(over.get() + u32::from(storm.used.values().any(|used| *used > LIMIT as i64)));
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+    assert!(over.get() >= 300, "only {} of 400 storms went over", over.get());
+    assert!(heard.get() >= 50_000, "only {} times had a spender heard of another", heard.get());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
@@ -158,8 +193,14 @@ proptest! {
             again.swap(place, (state >> 33) as usize % (place + 1));
         }
         let expected = to_u64(oracle.read());
-        prop_assert_eq!(used_after(quota, &rows), expected);
-        prop_assert_eq!(used_after(quota, &again), expected);
+        prop_assert_eq!(standing_after(quota, Mode::Strict, &rows).used, expected);
+        prop_assert_eq!(standing_after(quota, Mode::Strict, &again).used, expected);
+        // The wallet of a sum follows the same number, refunds that come late among it.
+        let sum = Mode::Sum { margin: Margin::Fixed(Portion::percent(10)) };
+        for rows in [&rows, &again] {
+            let standing = standing_after(quota, sum, rows);
+            prop_assert_eq!((standing.used, standing.spendable), (expected, 900_000 - expected));
+        }
     }
 }
 
@@ -178,12 +219,12 @@ fn row(quota: Quota, replica: u128, reserved: u64, refunded: u64, version: u64) 
     }
 }
 
-/// Feeds rows to a fresh ledger and returns the use it knows of.
-fn used_after(quota: Quota, rows: &[Row]) -> u64 {
+/// Feeds rows to a fresh ledger and returns where it stands then.
+fn standing_after(quota: Quota, mode: Mode, rows: &[Row]) -> Standing {
     let clock = fleet::ManualClock::default();
     clock.set(START + 5_000);
     let limiter: Limiter = Limiter::builder()
-        .deployment_with(fleet::DEPLOYMENT, [quota], Policy::default())
+        .deployment_with(fleet::DEPLOYMENT, [quota], Policy { mode, ..Policy::default() })
         .clock(clock)
         .seed(1)
         .build()
@@ -195,5 +236,5 @@ fn used_after(quota: Quota, rows: &[Row]) -> u64 {
             ledger.handle_message(from, Message::Row(row.clone()), now);
         }
     });
-    limiter.handle(fleet::DEPLOYMENT).expect("configured").standings()[0].used
+    limiter.handle(fleet::DEPLOYMENT).expect("configured").standings()[0]
 }

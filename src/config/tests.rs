@@ -1,7 +1,7 @@
 //! What a config file may say, and what its author is told otherwise.
 
-use quotum::Portion;
 use quotum::ledger::{WindowKind, Zone};
+use quotum::{Margin, Portion};
 
 use super::*;
 
@@ -153,14 +153,6 @@ fn limits_of_zero_or_less_are_refused() {
 }
 
 #[test]
-fn what_belongs_to_later_versions_is_refused_by_name() {
-    let text = one_deployment("    mode: { sum: { margin: auto } }\n");
-    let told = problems(&text);
-    assert!(told.contains("mode") && told.contains("not supported yet by this version"), "{told}");
-    assert_eq!(read(&text).unwrap_err().exit_code(), 64);
-}
-
-#[test]
 fn every_mode_is_understood_as_the_contract_writes_it() {
     let mode = |text: &str| read(&one_deployment(&format!("    mode: {text}\n"))).unwrap().deployments[0].mode;
     assert_eq!(read(&one_deployment("")).unwrap().deployments[0].mode, Mode::Strict);
@@ -171,6 +163,11 @@ fn every_mode_is_understood_as_the_contract_writes_it() {
         assert_eq!(mode(text), elastic, "{text}");
     }
     assert_eq!(mode("\n      elastic:\n        beta: 0.05"), elastic);
+    assert_eq!(mode("{ sum: { margin: auto } }"), Mode::Sum { margin: Margin::Auto });
+    let margin = |text: &str| mode(&format!("{{ sum: {{ margin: {text} }} }}"));
+    assert_eq!(margin("10%"), Mode::Sum { margin: Margin::Fixed(Portion::percent(10)) });
+    assert_eq!(margin("'0%'"), Mode::Sum { margin: Margin::Fixed(Portion::ZERO) });
+    assert_eq!(margin("2.5 %"), Mode::Sum { margin: Margin::Fixed(Portion::new(0.025).unwrap()) });
 }
 
 #[test]
@@ -178,6 +175,15 @@ fn a_mode_that_is_written_wrong_is_refused_with_what_would_be_right() {
     for (text, place, told) in [
         ("lax", "q.yaml:7:11: deployments[0].mode: `lax` is not one of: strict", "beta: 0.05"),
         ("elastic", "q.yaml:7:11: deployments[0].mode: `elastic` needs its beta", "{ elastic: { beta: 0.05 } }"),
+        ("sum", "q.yaml:7:11: deployments[0].mode: `sum` needs its margin", "{ sum: { margin: auto } }"),
+        ("{ sum: ten }", "deployments[0].mode.sum: `ten` is not its settings", "margin: auto"),
+        ("{ sum: }", "deployments[0].mode.sum: this is not its settings", "margin: auto"),
+        ("{ sum: { beta: 0.1 } }", "deployments[0].mode.sum.margin: is missing", "margin: auto"),
+        ("{ sum: { margin: ten } }", "q.yaml:7:28: deployments[0].mode.sum.margin: `ten` is not a margin", "10%"),
+        ("{ sum: { margin: 10 } }", "deployments[0].mode.sum.margin: `10` is not a margin", "such as 10%"),
+        ("{ sum: { margin: 0.1 } }", "deployments[0].mode.sum.margin: `0.1` is not a margin", "such as 10%"),
+        ("{ sum: { margin: 100% } }", "deployments[0].mode.sum.margin: `100%` is not a margin", "under 100%"),
+        ("{ sum: { margin: -1% } }", "deployments[0].mode.sum.margin: `-1%` is not a margin", "from 0%"),
         ("{ lax: {} }", "deployments[0].mode: `lax` is not one of", ""),
         ("{ strict: {} }", "deployments[0].mode: `strict` has no settings", "write mode: strict"),
         ("{ elastic: 0.05 }", "q.yaml:7:22: deployments[0].mode.elastic: `0.05` is not its settings", "beta: 0.05"),
@@ -221,6 +227,14 @@ fn every_kind_of_window_is_read_in_either_form() {
         let config = read(&one_deployment("").replace("window: 60s", written)).expect(written);
         assert_eq!(config.deployments[0].quotas, [expected], "{written}");
     }
+}
+
+#[test]
+fn a_bucket_has_no_sum() {
+    let text = one_deployment("    mode: { sum: { margin: auto } }\n")
+        .replace("window: 60s", "window: 60s, kind: { bucket: { burst: 100 } }");
+    let told = problems(&text);
+    assert!(told.contains("deployments[0].mode: `sum` keeps no rights over"), "{told}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crdts::{CmRDT, Dot, VClock};
 
 use super::message::Row;
 use super::mode::Mode;
-use super::quota::Key;
+use super::quota::{Key, Quota};
 use super::window::{Timestamp, Window};
 use crate::wallet::{After, Miss, Wallet};
 
@@ -195,6 +195,8 @@ impl Usage {
 pub(crate) struct Account {
     /// In which version: whatever is configured later, this window keeps it.
     pub(crate) key: Key,
+    /// In which mode, likewise.
+    pub(crate) mode: Mode,
     pub(crate) window: Window,
     /// How many instalments have been dealt with: this replica's part of each is frozen, or
     /// it was not entitled to one and never will be.
@@ -202,8 +204,11 @@ pub(crate) struct Account {
     /// Shares + received - given + carried; below zero only where a bucket's debt was moved
     /// on to the next slice.
     rights: i64,
-    /// What the mode has put into the wallet beside the rights.
-    allowance: u64,
+    /// What the mode has put into the wallet beside the rights: in `elastic` the allowance,
+    /// in `sum` the ceiling less the known use of peers, negative if that is more.
+    beside: i64,
+    /// In `sum`, what all replicas together may use; there are no rights then.
+    ceiling: Option<u64>,
     /// Moved here from earlier slices of a bucket, and taken back for their debts.
     pub(crate) carried: i64,
     /// Used before the bucket was emptied, when the replica joined a fleet.
@@ -233,14 +238,16 @@ pub(crate) struct Account {
 
 impl Account {
     /// Opens the account and its purse, without rights.
-    pub(crate) fn open(key: Key, window: Window, ring: &WalletRing) -> Self {
+    pub(crate) fn open(key: Key, mode: Mode, window: Window, ring: &WalletRing) -> Self {
         ring.open(window.number());
         Self {
             key,
+            mode,
             window,
             dealt: 0,
             rights: 0,
-            allowance: 0,
+            beside: 0,
+            ceiling: None,
             carried: 0,
             written_off: 0,
             given: VClock::new(),
@@ -268,11 +275,14 @@ impl Account {
 
     /// Credits this replica's part of the next instalment, and what the mode allows beyond
     /// it. Each once.
-    pub(crate) fn deal(&mut self, share: u64, mode: Mode, ring: &WalletRing) {
-        let allowance = mode.allowance(share);
+    pub(crate) fn deal(&mut self, share: u64, ring: &WalletRing) {
         self.dealt += 1;
+        if self.ceiling.is_some() {
+            return; // Frozen all the same: it tells everybody until when this replica counts.
+        }
+        let allowance = self.mode.allowance(share);
         self.rights += share as i64;
-        self.allowance += allowance;
+        self.beside += allowance as i64;
         ring.credit(self.window.number(), share + allowance);
     }
 
@@ -282,9 +292,33 @@ impl Account {
     }
 
     /// Returns the rights that are still spendable, which is all that can be given away:
-    /// the wallet's balance without the allowance. Negative is debt.
+    /// the wallet's balance without the allowance. Negative is debt. In `sum` nobody has
+    /// rights and nobody owes any.
     pub(crate) fn owned(&self, ring: &WalletRing) -> i64 {
-        ring.balance(self.window.number()) - self.allowance as i64
+        if self.ceiling.is_some() { 0 } else { self.unspent(ring) }
+    }
+
+    /// Returns the rights less what was spent of the wallet.
+    fn unspent(&self, ring: &WalletRing) -> i64 {
+        ring.balance(self.window.number()) - self.beside
+    }
+
+    /// Makes this an account of the mode `sum`, or follows what has become known since: the
+    /// wallet holds `ceiling` less what all replicas are known to use. Returns what was put
+    /// back. The same knowledge gives the same balance, in whatever order it came.
+    pub(crate) fn follow(&mut self, ceiling: u64, ring: &WalletRing) -> u64 {
+        self.ceiling = Some(ceiling);
+        // Beyond any limit it makes no difference, and the wallet need not hold it.
+        let known = self.used_by_peers.clamp(0, Quota::MAX_AMOUNT as i64);
+        let beside = ceiling as i64 - known;
+        let change = beside - self.beside;
+        self.beside = beside;
+        if change < 0 {
+            ring.charge(self.window.number(), change.unsigned_abs());
+            return 0;
+        }
+        ring.credit(self.window.number(), change as u64);
+        change as u64
     }
 
     /// Returns what was used of rights that were dealt here, now or in earlier slices. What
@@ -300,7 +334,7 @@ impl Account {
     /// Takes up to `amount` of the rights out, for the running slice. Returns what was there.
     pub(crate) fn carry_out(&mut self, amount: u64, ring: &WalletRing) -> u64 {
         let amount = amount.min(self.owned(ring).max(0) as u64);
-        if amount == 0 || ring.take_above(self.window.number(), amount, self.allowance).is_err() {
+        if amount == 0 || ring.take_above(self.window.number(), amount, self.beside.max(0) as u64).is_err() {
             return 0;
         }
         self.rights -= amount as i64;
@@ -333,12 +367,12 @@ impl Account {
         // In this order, see `WalletRing::refund`; and never below what was published,
         // because the counters are grow-only to everybody else.
         let refunded = ring.refunded(number);
-        let owned = self.owned(ring);
-        let reserved = (i128::from(self.rights) - i128::from(owned) + i128::from(refunded)).max(0);
+        let unspent = self.unspent(ring);
+        let reserved = (i128::from(self.rights) - i128::from(unspent) + i128::from(refunded)).max(0);
         Usage {
             reserved: (reserved as u64).max(self.published.reserved),
             refunded: refunded.max(self.published.refunded),
-            owned,
+            owned: if self.ceiling.is_some() { 0 } else { unspent },
         }
     }
 
@@ -363,7 +397,8 @@ impl Account {
     /// Debits `amount` and gives it to `to`. The debit comes first, so a crash in between
     /// loses rights and never doubles them. Returns what was given: `amount` or nothing.
     pub(crate) fn give(&mut self, to: Actor, amount: u64, ring: &WalletRing) -> u64 {
-        if amount == 0 || ring.take_above(self.window.number(), amount, self.allowance).is_err() {
+        let floor = self.beside.max(0) as u64;
+        if amount == 0 || ring.take_above(self.window.number(), amount, floor).is_err() {
             return 0;
         }
         self.rights -= amount as i64;
@@ -373,13 +408,17 @@ impl Account {
         amount
     }
 
-    /// Gives up everything spendable: nobody gets it until the window ends.
+    /// Gives up everything spendable: nobody gets it until the window ends. In `sum` nothing
+    /// was owned: what peers use is charged as it becomes known.
     pub(crate) fn forfeit(&mut self, ring: &WalletRing) {
+        if self.ceiling.is_some() {
+            return;
+        }
         let balance = ring.balance(self.window.number());
         let owned = self.owned(ring).max(0);
         if balance > 0 && ring.take_past_parked(self.window.number(), balance as u64).is_ok() {
             self.rights -= owned;
-            self.allowance -= (balance - owned) as u64;
+            self.beside -= balance - owned;
         }
         self.carried = 0;
         self.written_off += self.own_use(ring);
@@ -394,8 +433,18 @@ impl Account {
     /// Returns what was spent beyond the rights: within the allowance, and beyond it.
     pub(crate) fn overspent(&self, ring: &WalletRing) -> (u64, u64) {
         let debt = self.owned(ring).min(0).unsigned_abs();
-        let allowed = debt.min(self.allowance);
+        let allowed = debt.min(self.beside.max(0) as u64);
         (allowed, debt - allowed)
+    }
+
+    /// Returns this replica's part, by use, of what all replicas are known to have used over
+    /// the limit: within the mode's bound, and beyond it.
+    pub(crate) fn overshot(&self, limit: u64, bound: u64, ring: &WalletRing) -> (u64, u64) {
+        let (own, all) = (u128::from(self.usage(ring).used()), u128::from(self.used(ring)));
+        let over = all.saturating_sub(u128::from(limit));
+        let part = |amount: u128| (amount * own).checked_div(all).unwrap_or(0) as u64;
+        let allowed = over.min(u128::from(bound));
+        (part(allowed), part(over - allowed))
     }
 
     /// Returns what was ever given to each replica.
@@ -434,6 +483,9 @@ impl Account {
             news = true;
         }
         self.touched |= row.reserved > 0;
+        if let Some(ceiling) = self.ceiling {
+            return (self.follow(ceiling, ring), news);
+        }
         let total = peer.given.get(&Actor::ME).copied().unwrap_or(0);
         let known = self.received.get(&from.0);
         if total <= known {
@@ -473,9 +525,9 @@ mod tests {
         let ring = WalletRing::new(Timestamp::ZERO);
         let key = Key { limit: LimitId::of("a"), quota: Quota::tokens(1_000).per_minute() };
         let window = WindowLength::MINUTE.window_at(Timestamp::from_unix_ms(60_000));
-        let mut account = Account::open(key, window, &ring);
         let mode = Mode::Elastic { beta: Portion::percent(10) };
-        account.deal(500, mode, &ring);
+        let mut account = Account::open(key, mode, window, &ring);
+        account.deal(500, &ring);
         assert_eq!((account.owned(&ring), ring.balance(window.number())), (500, 550));
         assert_eq!(account.give(Actor(1), 501, &ring), 0);
         assert_eq!(account.give(Actor(1), 500, &ring), 500);

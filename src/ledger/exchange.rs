@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::account::Actor;
+use super::account::{Account, Actor};
 use super::message::{Message, ReplicaId, RequestKind, RightsRequest, Target, Transmit};
 use super::mode::Mode;
 use super::window::{Timestamp, Window};
@@ -55,7 +55,8 @@ impl Ledger {
     /// Finds windows in which an allowance was dipped into: no settlement tells of that.
     pub(super) fn notice_debts(&mut self) {
         for key in self.active.clone() {
-            if matches!(self.keys[key].mode, Mode::Elastic { .. }) {
+            let elastic = |account: &Account| matches!(account.mode, Mode::Elastic { .. });
+            if self.keys[key].open.values().any(elastic) {
                 self.notice_debts_of(key);
             }
         }
@@ -229,7 +230,9 @@ impl Ledger {
         let unit = self.keys[key].key.quota.unit();
         let others = &self.limits[self.keys[key].limit].mismatches;
         let differs = move |id: &ReplicaId| others.get(&(*id, unit)).is_some_and(|other| other.quota.is_some());
-        self.roster.peers().filter(move |(id, _)| !differs(id)).filter_map(move |(id, _)| {
+        // Without rights there is nothing to ask for.
+        let escrow = self.keys[key].mode_in(window).has_rights();
+        self.roster.peers().filter(move |(id, _)| escrow && !differs(id)).filter_map(move |(id, _)| {
             let actor = *self.by_actor.get(&id)?;
             let hint = match account.and_then(|account| account.peers.get(&actor)).filter(|row| row.said) {
                 Some(row) => row.spendable.max(0) as u64,

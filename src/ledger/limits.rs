@@ -116,6 +116,11 @@ impl KeyState {
         version.unwrap_or(&self.versions[0]).1
     }
 
+    /// Returns what a window promises: whatever is configured later, an open one keeps it.
+    pub(super) fn mode_in(&self, window: Window) -> Mode {
+        self.open.get(&window.number()).map_or(self.mode, |account| account.mode)
+    }
+
     /// Returns the version of a window that may have an account here, `None` for any other.
     pub(super) fn version_in(&self, window: Window) -> Option<Key> {
         self.ring.is_in_force(window.start()).then(|| self.version_at(window.start()))

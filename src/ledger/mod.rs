@@ -38,6 +38,7 @@ mod random;
 mod roll;
 mod roster;
 mod status;
+mod sum;
 mod version;
 mod window;
 mod zone;
@@ -50,7 +51,7 @@ pub use self::kind::WindowKind;
 pub use self::message::{
     Contact, Member, Message, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot, Target, Transmit,
 };
-pub use self::mode::{Mode, Portion, PortionError};
+pub use self::mode::{Margin, Mode, Portion, PortionError};
 pub use self::note::{Ignored, Note};
 pub use self::quota::{Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit};
 pub use self::roster::{
@@ -246,6 +247,7 @@ impl Ledger {
         self.roll(now);
         self.forget_versions(now);
         self.measure(now);
+        self.follow_sums(now);
         self.publish_rows();
         self.notice_debts();
         self.ask_for_debts(now);

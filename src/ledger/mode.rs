@@ -23,8 +23,25 @@ pub enum Mode {
         /// The allowance, as a part of the share. Zero is `strict`.
         beta: Portion,
     },
+    /// Admits while the use of all replicas, as known here, is below the limit less a
+    /// margin. It needs no rights, no share and no answer from anybody, and may be over by
+    /// what has not been heard of: see [`Mode::overshoot_bound`].
+    Sum {
+        /// What is held back for use not heard of yet.
+        margin: Margin,
+    },
     /// Decides and counts, never refuses: for trying a limit out.
     Observe,
+}
+
+/// What the mode `sum` holds back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Margin {
+    /// Always this part of the limit.
+    Fixed(Portion),
+    /// Twice what peers, at their measured rates, may have used since they were heard, and
+    /// at most an even part of the limit for each; found again at every gossip interval.
+    Auto,
 }
 
 impl Mode {
@@ -33,18 +50,36 @@ impl Mode {
         match self {
             Self::Strict => "strict",
             Self::Elastic { .. } => "elastic",
+            Self::Sum { .. } => "sum",
             Self::Observe => "observe",
         }
     }
 
     /// Returns how many units of a window of `limit` can be reserved over it at most, over
-    /// all replicas; `None` if the mode promises nothing.
-    pub const fn overshoot_bound(self, limit: u64) -> Option<u64> {
+    /// all replicas, if so many ever admitted in it; `None` if the mode promises nothing.
+    ///
+    /// In `sum` that is (replicas - 1) x (limit - margin) - margin: nobody hears anybody. A
+    /// margin that is [`Margin::Auto`] may be zero when it matters, and counts as that.
+    pub const fn overshoot_bound(self, limit: u64, replicas: u64) -> Option<u64> {
         match self {
             Self::Strict => Some(0),
             Self::Elastic { beta } => Some(beta.of(limit)),
+            Self::Sum { .. } => Some(replicas.saturating_mul(self.largest(limit)).saturating_sub(limit)),
             Self::Observe => None,
         }
+    }
+
+    /// Returns the largest request that a window of `limit` can ever admit.
+    pub const fn largest(self, limit: u64) -> u64 {
+        match self {
+            Self::Sum { margin: Margin::Fixed(margin) } => limit - margin.of(limit),
+            _ => limit,
+        }
+    }
+
+    /// Says whether replicas own rights and can ask for them.
+    pub(crate) const fn has_rights(self) -> bool {
+        !matches!(self, Self::Sum { .. })
     }
 
     /// Returns what a replica may spend beyond its rights because of a share of this size.
@@ -52,7 +87,7 @@ impl Mode {
     pub(crate) const fn allowance(self, share: u64) -> u64 {
         match self {
             Self::Elastic { beta } => beta.of(share),
-            Self::Strict | Self::Observe => 0,
+            Self::Strict | Self::Sum { .. } | Self::Observe => 0,
         }
     }
 }
@@ -61,7 +96,17 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Elastic { beta } => write!(f, "elastic with beta {}", beta.as_part()),
+            Self::Sum { margin } => write!(f, "sum with margin {margin}"),
             other => f.write_str(other.name()),
+        }
+    }
+}
+
+impl fmt::Display for Margin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(portion) => write!(f, "{}%", f64::from(portion.0) / f64::from(Portion::WHOLE / 100)),
+            Self::Auto => f.write_str("auto"),
         }
     }
 }
@@ -81,7 +126,7 @@ impl Portion {
     /// ```
     /// use quotum::{Mode, Portion};
     /// let mode = Mode::Elastic { beta: Portion::percent(5) };
-    /// assert_eq!(mode.overshoot_bound(100_000), Some(5_000));
+    /// assert_eq!(mode.overshoot_bound(100_000, 3), Some(5_000));
     /// ```
     ///
     /// # Panics
@@ -150,9 +195,21 @@ mod tests {
         let mode = Mode::Elastic { beta: Portion::percent(7) };
         for parts in 1..50u64 {
             let sum: u64 = (0..parts).map(|part| mode.allowance((1_000 + part) / parts)).sum();
-            assert!(sum <= mode.overshoot_bound(1_000).unwrap_or(0));
+            assert!(sum <= mode.overshoot_bound(1_000, parts).unwrap_or(0));
         }
         assert_eq!(Mode::Strict.allowance(1_000), 0);
+    }
+
+    #[test]
+    fn a_sum_is_over_by_what_nobody_hears() {
+        let sum = |margin| Mode::Sum { margin };
+        let tenth = sum(Margin::Fixed(Portion::percent(10)));
+        assert_eq!(tenth.overshoot_bound(1_000, 1), Some(0));
+        assert_eq!(tenth.overshoot_bound(1_000, 4), Some(3 * 900 - 100));
+        assert_eq!(sum(Margin::Fixed(Portion::percent(60))).overshoot_bound(1_000, 2), Some(0), "400 twice fit");
+        assert_eq!(sum(Margin::Auto).overshoot_bound(1_000, 4), Some(3_000), "the margin may be zero");
+        assert_eq!((tenth.largest(1_000), sum(Margin::Auto).largest(1_000)), (900, 1_000));
+        assert_eq!(tenth.to_string(), "sum with margin 10%");
     }
 
     #[test]

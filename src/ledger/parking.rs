@@ -196,6 +196,7 @@ impl Ledger {
                 self.reachable_rights(key, window, now),
             ),
             // Nobody has touched this window here: what the first touch would open.
+            None if !state.mode.has_rights() => (0, self.ceiling(key, window, now).unwrap_or(0) as i64, 0, 0),
             None => {
                 let place = self.roster.place(&state.key, slices.instalment_of(window, 0), now);
                 let share = place.map_or(0, |place| place.share(slices.instalment(0)));
@@ -205,7 +206,9 @@ impl Ledger {
             }
         };
         let spendable = balance.max(0) as u64;
-        let margin = limit.saturating_sub(used).saturating_sub(owned.max(0) as u64);
+        // What of that are rights, so that an allowance hides nobody else's.
+        let rights = if state.mode_in(window).has_rights() { owned.max(0) as u64 } else { spendable };
+        let margin = limit.saturating_sub(used).saturating_sub(rights);
         let margin_reachable = reachable.min(margin);
         Standing {
             quota,
@@ -236,7 +239,7 @@ impl Ledger {
             let state = &self.keys[key];
             let quota = state.version_at(window_of(state, now).start()).quota;
             let requested = ask.claim.amount(quota.unit());
-            if requested > quota.largest_claim() {
+            if requested > state.mode_in(window_of(state, now)).largest(quota.largest_claim()) {
                 let standing = Box::new(self.standing_of(key, now));
                 return Admission::Denied(Denied::TooLarge { by: quota, standing, requested });
             }
@@ -374,7 +377,11 @@ impl Ledger {
         let in_time = standing.spendable + standing.margin_reachable;
         let why = if self.roster.is_leaving() {
             Some(Obstacle::Leaving)
-        } else if standing.remaining() < amount || in_time >= amount || !self.attached {
+        } else if standing.remaining() < amount
+            || in_time >= amount
+            || !self.attached
+            || !self.keys[key].mode_in(window_of(&self.keys[key], now)).has_rights()
+        {
             None
         } else if self.roster.first().is_none() {
             Some(Obstacle::NotJoined)

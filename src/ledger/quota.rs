@@ -434,7 +434,7 @@ pub struct Standing {
     /// Held by peers that answer: rights requests can fetch it.
     pub margin_reachable: u64,
     /// Held by replicas that do not answer, or under way, or held by nobody until the
-    /// next window.
+    /// next window; in [`sum`](super::Mode::Sum) the margin itself.
     pub margin_unreachable: u64,
     /// What this replica may spend without asking anybody.
     pub spendable: u64,
@@ -469,8 +469,9 @@ pub enum Denied {
         /// spread so that refused callers do not return together.
         retry_after: Duration,
     },
-    /// The request is larger than the whole limit: never.
-    #[error("{requested} {unit} asked for is more than the whole limit, {by} ({limit} at once): it can never be admitted",
+    /// The request is larger than the whole limit, in [`sum`](super::Mode::Sum) less a fixed
+    /// margin: never.
+    #[error("{requested} {unit} asked for is more than {by} ever lets through ({limit} at once, less a fixed margin): it can never be admitted",
         unit = by.unit(), limit = standing.limit)]
     TooLarge {
         /// The quota that refused.

@@ -50,7 +50,8 @@ impl Ledger {
             // The place in the ring may still be taken by the window a round before.
             self.close_before(key, window.number().saturating_sub(RING as u64 - 1), now);
             let state = &mut self.keys[key];
-            state.open.insert(window.number(), Account::open(version, window, &state.ring));
+            state.open.insert(window.number(), Account::open(version, state.mode, window, &state.ring));
+            self.follow_sum(key, window, now);
             self.active.insert(key);
             self.freeze_open(key, now);
             let state = &self.keys[key];
@@ -64,7 +65,7 @@ impl Ledger {
 
     /// Freezes every instalment of a key's open windows that may be frozen now and is not.
     pub(super) fn freeze_open(&mut self, key: usize, now: Timestamp) {
-        let KeyState { mode, ring, open, carry, .. } = &mut self.keys[key];
+        let KeyState { ring, open, carry, .. } = &mut self.keys[key];
         let roster = &mut self.roster;
         // `None`: not now. `Some(None)`: not entitled, and never will be.
         let mut share = |key: &Key, instalment: Window, amount: u64| match roster.freeze(key, instalment, now) {
@@ -86,7 +87,7 @@ impl Ledger {
                         carry.deal_late(number, share);
                     }
                     if carry.next > account.window.number() {
-                        account.deal(0, *mode, ring); // It was dealt before anybody touched it.
+                        account.deal(0, ring); // It was dealt before anybody touched it.
                         break;
                     }
                 }
@@ -95,7 +96,7 @@ impl Ledger {
                 if let Some(carry) = carry {
                     carry.deal(account.window.number(), share);
                 }
-                account.deal(share.unwrap_or(0), *mode, ring);
+                account.deal(share.unwrap_or(0), ring);
             }
         }
     }
@@ -128,8 +129,12 @@ impl Ledger {
             }
             let account = entry.remove();
             let window = account.window;
+            let over = self.sum_bound(&account);
             let state = &mut self.keys[key];
-            let (allowed, uncovered) = account.overspent(&state.ring);
+            let (allowed, uncovered) = match over {
+                Some((limit, bound)) => account.overshot(limit, bound, &state.ring),
+                None => account.overspent(&state.ring),
+            };
             if let Some(carry) = &mut state.carry {
                 carry.close(window.number(), &account, &state.ring);
             }

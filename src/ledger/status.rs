@@ -181,11 +181,15 @@ impl Ledger {
     fn overshoot_of(&self, key: usize, now: Timestamp) -> Option<Overshoot> {
         let state = &self.keys[key];
         let window = window_of(state, now);
-        let bound = state.mode.overshoot_bound(state.version_at(window.start()).quota.amount())?;
+        let (mode, limit) = (state.mode_in(window), state.version_at(window.start()).quota.amount());
         let account = state.open.get(&window.number());
-        // Debts that nobody has covered yet.
-        let debts = account.map_or(0, |account| account.debts(&state.ring));
-        Some(Overshoot { bound, expected: debts.min(bound) })
+        let bound = mode.overshoot_bound(limit, self.replicas_in(account, window))?;
+        let expected = match mode {
+            Mode::Sum { .. } => self.unheard_over_margin(key, window, now),
+            // Debts that nobody has covered yet.
+            _ => account.map_or(0, |account| account.debts(&state.ring)),
+        };
+        Some(Overshoot { bound, expected: expected.min(bound) })
     }
 
     /// Returns how many quotas have a place here: configured, running out, or held for peers.

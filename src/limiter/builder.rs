@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Clock, ClockSource, Core, Inner, Limiter};
-use crate::ledger::{Ledger, Mode, Quota, ReplicaId};
+use crate::ledger::{Ledger, Mode, Quota, ReplicaId, WindowKind};
 
 /// How a deployment's limits are applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +151,10 @@ fn check(id: &str, quotas: &[Quota], policy: &Policy) -> Result<(), BuildError> 
         return Err(BuildError::DuplicateQuota { deployment: id.to_owned(), quota: twice[0] });
     }
     for quota in quotas {
+        let bucket = matches!(quota.kind(), WindowKind::Bucket { .. });
+        if bucket && matches!(policy.mode, Mode::Sum { .. }) {
+            return Err(BuildError::SumOfBucket { deployment: id.to_owned(), quota: *quota });
+        }
         if policy.edge > quota.lead() {
             return Err(BuildError::Edge { deployment: id.to_owned(), edge: policy.edge, most: quota.lead() });
         }
@@ -200,6 +204,16 @@ pub enum BuildError {
         second: String,
         /// Their modes.
         modes: (Mode, Mode),
+    },
+    /// A bucket's rights live on from slice to slice, and `sum` has none.
+    #[error(
+        "deployment {deployment:?} has a bucket, {quota}, in the mode sum, which keeps no rights over; use strict or elastic, or another kind of window"
+    )]
+    SumOfBucket {
+        /// Which deployment.
+        deployment: String,
+        /// Its bucket.
+        quota: Quota,
     },
     /// The edge reaches beyond the lead of a window.
     #[error(

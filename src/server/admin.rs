@@ -221,6 +221,7 @@ fn peer(peer: &PeerStatus) -> Value {
 fn mode(mode: Mode) -> Value {
     match mode {
         Mode::Elastic { beta } => json!({"elastic": {"beta": beta.as_part()}}),
+        Mode::Sum { margin } => json!({"sum": {"margin": margin.to_string()}}),
         other => json!(other.name()),
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quotum::{Claim, Permit, Quota, Unit};
+use quotum::{Claim, Mode, Permit, Quota, Unit};
 
 use super::dialect::{Call, Report, Tally, Usage};
 use crate::config::{Deployment, Reserve, Unreported};
@@ -30,6 +30,7 @@ pub(crate) struct Meter {
     reserve: Reserve,
     unreported: Unreported,
     default_max_tokens: u64,
+    mode: Mode,
     quotas: Vec<Quota>,
     outputs: Mutex<Outputs>,
     /// The p90 of the outputs, or the default before there are enough.
@@ -48,6 +49,7 @@ impl Meter {
             reserve: deployment.reserve,
             unreported: deployment.unreported,
             default_max_tokens: deployment.default_max_tokens,
+            mode: deployment.mode,
             quotas: deployment.quotas.clone(),
             outputs: Mutex::default(),
             learned: AtomicU64::new(deployment.default_max_tokens),
@@ -83,8 +85,8 @@ impl Meter {
     /// for a limit: a guess must not refuse what may fit.
     fn fitting(&self, prompt: u64, estimate: u64) -> u64 {
         let room = self.quotas.iter().filter_map(|quota| match quota.unit() {
-            Unit::Tokens => Some(quota.largest_claim().saturating_sub(prompt)),
-            Unit::OutputTokens => Some(quota.largest_claim()),
+            Unit::Tokens => Some(self.mode.largest(quota.largest_claim()).saturating_sub(prompt)),
+            Unit::OutputTokens => Some(self.mode.largest(quota.largest_claim())),
             Unit::Requests | Unit::InputTokens => None,
         });
         room.fold(estimate, u64::min)
@@ -299,8 +301,33 @@ mod tests {
     fn a_guess_never_makes_a_request_too_large() {
         assert_eq!(output(&meter("reserve: auto"), &call(100, None, 1)), 900);
         assert_eq!(output(&meter("reserve: learned"), &call(100, None, 2)), 900);
+        assert_eq!(output(&meter("reserve: learned, mode: { sum: { margin: 10% } }"), &call(100, None, 1)), 800);
         // The bound keeps its promise instead.
         assert_eq!(output(&meter("reserve: bound"), &call(100, None, 1)), 4_096);
+    }
+
+    #[test]
+    fn a_learnt_output_is_no_more_than_the_cap_and_no_less_than_nothing() {
+        let meter = meter("reserve: learned");
+        (0..20).for_each(|_| meter.learn(100));
+        assert_eq!(output(&meter, &call(0, Some(500), 1)), 100);
+        assert_eq!(output(&meter, &call(0, Some(500), 3)), 300);
+        assert_eq!(output(&meter, &call(0, Some(50), 3)), 150);
+        let nothing = self::meter("reserve: learned");
+        (0..20).for_each(|_| nothing.learn(0));
+        assert_eq!(output(&nothing, &call(0, None, 1)), 1, "an answer is never nothing");
+    }
+
+    #[test]
+    fn only_the_last_thousand_outputs_count() {
+        let meter = meter("reserve: learned");
+        (0..1_000).for_each(|_| meter.learn(900));
+        assert_eq!(output(&meter, &call(0, None, 1)), 900);
+        // Ninety in a hundred are short now, but for one.
+        (0..896).for_each(|_| meter.learn(5));
+        assert_eq!(output(&meter, &call(0, None, 1)), 900);
+        (0..16).for_each(|_| meter.learn(5));
+        assert_eq!(output(&meter, &call(0, None, 1)), 5);
     }
 
     #[test]
@@ -313,5 +340,8 @@ mod tests {
         meter.learn(19);
         assert_eq!(output(&meter, &call(0, None, 1)), 18);
         assert_eq!(output(&meter, &call(0, None, 2)), 36);
+        // Where a cap is named, it is the bound of `auto` and a bound of `learned`.
+        assert_eq!(output(&meter, &call(0, Some(10), 1)), 10);
+        assert_eq!(output(&meter, &call(0, Some(500), 1)), 500);
     }
 }

@@ -50,6 +50,9 @@ pub fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// How many processes one storm starts at most.
+const MOST_PODS: usize = 12;
+
 /// A fleet under the conditions of the promise, whatever the schedule does.
 #[derive(Debug)]
 pub struct Storm {
@@ -70,7 +73,7 @@ impl Storm {
     pub fn new(quota: Quota, mode: Mode, start_ms: u64, scale: u64) -> Self {
         let mut fleet = Fleet::new(quota, start_ms + 1_000);
         fleet.policy.mode = mode;
-        let allowance = mode.overshoot_bound(quota.largest_claim()).expect("a mode with a promise");
+        let allowance = mode.overshoot_bound(quota.largest_claim(), MOST_PODS as u64).expect("a mode with a promise");
         for pod in 0..3 {
             let pod = fleet.start(pod, Directory::Name, Self::settings());
             let known: Vec<SocketAddr> = (0..=pod).map(address).collect();
@@ -99,7 +102,7 @@ impl Storm {
     /// Starts a process in a slot. The directory is complete: it lists every slot that
     /// was ever registered.
     fn start(&mut self, slot: usize) {
-        if self.fleet.pods.len() < 12 {
+        if self.fleet.pods.len() < MOST_PODS {
             let pod = self.fleet.start(slot, Directory::Name, Self::settings());
             let known: Vec<SocketAddr> = (0..self.slots).map(address).collect();
             self.fleet.list(pod, &known);

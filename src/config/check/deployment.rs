@@ -114,7 +114,14 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let api_key = written.api_key.and_then(|key| api_key(check, &key, field));
     let timeouts = timeouts(check, written.timeouts, field);
     let quotas = quotas(check, written.limits, field);
+    let mode_at = written.mode.as_ref().map(|mode| mode.referenced);
     let mode = super::mode::mode(check, written.mode, field);
+    let bucket = quotas.iter().any(|quota| matches!(quota.kind(), WindowKind::Bucket { .. }));
+    if let Some(at) = mode_at.filter(|_| bucket && matches!(mode, Mode::Sum { .. })) {
+        let message =
+            "`sum` keeps no rights over, so it cannot have `bucket` windows; use strict or elastic, or another kind";
+        check.problem(at, format!("{field}.mode"), message);
+    }
     let ms = Duration::from_millis;
     let edge_at = written.edge.as_ref().map(|edge| edge.referenced);
     let mut edge = check.duration(written.edge, &format!("{field}.edge"), ms(50), (ms(0), ms(2_000)));

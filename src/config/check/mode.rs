@@ -4,13 +4,14 @@
 //! keeps: nothing is guessed: a setting that is missing, unknown or out of range is
 //! refused with an example of what would be right.
 
-use quotum::{Mode, Portion};
+use quotum::{Margin, Mode, Portion};
 use serde_saphyr::{Location, Spanned};
 
 use super::Check;
 use crate::config::tree::Tree;
 
 const ELASTIC: &str = "{ elastic: { beta: 0.05 } }";
+const SUM: &str = "{ sum: { margin: auto } }";
 
 pub(super) fn mode(check: &mut Check<'_>, written: Option<Spanned<Tree>>, field: &str) -> Mode {
     let Some(written) = written else { return Mode::Strict };
@@ -24,7 +25,7 @@ pub(super) fn mode(check: &mut Check<'_>, written: Option<Spanned<Tree>>, field:
             _ => wrong(check, at, field, "names several modes; keep one"),
         },
         other => {
-            let message = format!("{other} is not a mode; write strict, observe or {ELASTIC}");
+            let message = format!("{other} is not a mode; write strict, observe, {ELASTIC} or {SUM}");
             wrong(check, at, field, &message)
         }
     }
@@ -38,9 +39,12 @@ fn named(check: &mut Check<'_>, name: &str, at: Location, field: &str) -> Mode {
             let message = format!("`elastic` needs its beta, the part of the limit that may be over; write {ELASTIC}");
             wrong(check, at, field, &message)
         }
-        "sum" => later(check, at, field),
+        "sum" => {
+            let message = format!("`sum` needs its margin, the part of the limit to hold back; write {SUM}");
+            wrong(check, at, field, &message)
+        }
         other => {
-            let message = format!("`{other}` is not one of: strict, observe, {ELASTIC}");
+            let message = format!("`{other}` is not one of: strict, observe, {ELASTIC}, {SUM}");
             wrong(check, at, field, &message)
         }
     }
@@ -59,7 +63,12 @@ fn with_settings(check: &mut Check<'_>, name: &str, settings: Spanned<Tree>, fie
             let beta = beta.and_then(|beta| self::beta(check, &beta, &format!("{field}.beta")));
             beta.map_or(Mode::Strict, |beta| Mode::Elastic { beta })
         }
-        "sum" => later(check, at, field),
+        "sum" => {
+            let field = format!("{field}.sum");
+            let margin = the_setting(check, settings, &field, "margin", SUM);
+            let margin = margin.and_then(|margin| self::margin(check, &margin, &format!("{field}.margin")));
+            margin.map_or(Mode::Strict, |margin| Mode::Sum { margin })
+        }
         // It is no mode, with or without settings.
         other => named(check, other, at, field),
     }
@@ -110,9 +119,26 @@ fn beta(check: &mut Check<'_>, written: &Spanned<Tree>, field: &str) -> Option<P
     portion
 }
 
-fn later(check: &mut Check<'_>, at: Location, field: &str) -> Mode {
-    check.unsupported(at, field, "mode `sum`; use strict, elastic or observe");
-    Mode::Strict
+/// One form for a part, with its sign, because 10 and 0.1 are both easily meant for a tenth.
+fn margin(check: &mut Check<'_>, written: &Spanned<Tree>, field: &str) -> Option<Margin> {
+    let margin = match &written.value {
+        Tree::Text(text) if text == "auto" => Some(Margin::Auto),
+        Tree::Text(text) => {
+            text.strip_suffix('%').and_then(|text| text.trim().parse::<f64>().ok()).and_then(|percent| {
+                let portion = Portion::new(percent / 100.0).ok();
+                portion.map(Margin::Fixed)
+            })
+        }
+        Tree::Number(_) | Tree::Map(_) | Tree::List(_) | Tree::Other => None,
+    };
+    if margin.is_none() {
+        let message = format!(
+            "{} is not a margin: `auto`, or a percentage of the limit from 0% to under 100%, such as 10%",
+            written.value
+        );
+        check.problem(written.referenced, field, message);
+    }
+    margin
 }
 
 fn wrong(check: &mut Check<'_>, at: Location, field: impl Into<String>, message: &str) -> Mode {

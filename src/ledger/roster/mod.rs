@@ -227,6 +227,12 @@ impl Roster {
         self.placeholders.iter().filter(|(_, placeholder)| placeholder.gone.is_none()).map(|(address, _)| *address)
     }
 
+    /// Returns how many listed addresses, at which nobody has answered, count in a window
+    /// that starts then.
+    pub(crate) fn silent_in(&self, start: Timestamp) -> u64 {
+        self.placeholders.values().filter(|placeholder| placeholder.counts_in(start)).count() as u64
+    }
+
     /// Returns whether `id` has not read my latest message, or not answered at all.
     pub(crate) fn owes_answer(&self, id: ReplicaId) -> bool {
         let revision = self.revision;
@@ -374,7 +380,7 @@ impl Roster {
                 rank += u64::from((order(id.bits(), key, window), *id) < (mine, self.me));
             }
         }
-        let silent = self.placeholders.values().filter(|placeholder| placeholder.counts_in(start)).count() as u64;
+        let silent = self.silent_in(start);
         replicas += silent;
         let ranked = silent == 0 && self.silent_ids.is_empty() && start >= self.ranked_from;
         Some(Place { replicas, rank: ranked.then_some(rank) })

@@ -60,6 +60,11 @@ async fn a_mode_shows_what_it_promises() {
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
+    let sum = Bench::with(Extra { deployment: "mode: { sum: { margin: 10% } }", ..Extra::default() }).await;
+    let status = get(&sum, "/status").await.json();
+    assert_eq!(status["limits"][0]["mode"], json!({"sum": {"margin": "10%"}}));
+    assert_eq!(status["limits"][0]["quotas"][0]["spendable"], 900);
+    assert_eq!(status["limits"][0]["quotas"][0]["overshoot_bound"], 0, "alone");
     let observing = Bench::with(Extra { deployment: "mode: observe", ..Extra::default() }).await;
     let status = get(&observing, "/status").await.json();
     assert_eq!(
