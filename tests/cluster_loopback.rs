@@ -85,7 +85,7 @@ impl Datagrams for TestSocket {
 fn limiter() -> Limiter {
     // An hour, so that no window ends while a test runs; twice in a million runs one does.
     let policy = Policy { wait: Duration::from_millis(500), ..Policy::default() };
-    let quotas = [Quota::tokens(LIMIT).per(Duration::from_secs(3_600))];
+    let quotas = [Quota::tokens(LIMIT).per(Duration::from_secs(3_600)).at_once()];
     Limiter::builder().deployment_with("model", quotas, policy).build().unwrap()
 }
 

@@ -162,7 +162,7 @@ impl Fleet {
         let stub = self.stub.addr("stub");
         let text = format!(
             "deployments:\n  - id: a\n    model: m\n    upstream: http://{stub}/v1\n    reserve: bound\n    limits:\n      \
-             - {{ unit: tokens, amount: {limit}, window: 100d }}\n"
+             - {{ unit: tokens, amount: {limit}, window: 100d, at_once: true }}\n"
         );
         self.folder.write(&format!("pod-{number}.yaml"), &text)
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = "deployments:\n  - id: a\n    model: m\n    upstream: STUB/v1\n    api_key: sk-upstream\n    \
-    limits:\n      - { unit: tokens, amount: 100000, window: 100d }\n";
+    limits:\n      - { unit: tokens, amount: 100000, window: 100d, at_once: true }\n";
 
 fn quotum() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));

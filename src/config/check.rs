@@ -87,10 +87,6 @@ impl Check<'_> {
         self.problems.push(Problem { place, field: field.into(), message: message.into(), unreadable: false });
     }
 
-    fn unsupported(&mut self, at: Location, field: impl Into<String>, what: &str) {
-        self.problem(at, field, format!("not supported yet by this version: {what}"));
-    }
-
     fn wrong(&mut self, setting: &Setting, message: impl Into<String>) {
         self.problems.push(Problem {
             place: setting.place.clone(),
