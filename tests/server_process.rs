@@ -155,6 +155,16 @@ fn a_pod_serves_says_where_and_drains_when_told_to_stop() {
 }
 
 #[test]
+fn a_stream_that_the_upstream_cuts_says_so_before_it_breaks() {
+    let folder = Folder::new();
+    let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
+    let answer = ask(&pod.addr("proxy"), "POST", "/v1/chat/completions", "x-stub-fault: cut\r\n", &chat(true));
+    assert!(answer.contains(r#""code":"upstream_cut""#), "{answer}");
+    // Without the last, empty chunk: whoever reads no events sees that it is not whole.
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+}
+
+#[test]
 fn a_second_signal_ends_a_pod_at_once() {
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
         let folder = Folder::new();

@@ -21,6 +21,10 @@ use super::sse::Events;
 /// The longest answer that is kept to read its usage at the end.
 const MAX_ANSWER: usize = 8 << 20;
 
+/// From a broken stream's last words to its end: hyper throws away what it has not written
+/// when a body fails, and on a connection that is read this is long enough to write it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// How the answer comes.
 #[derive(Debug)]
 pub(super) enum Form {
@@ -124,6 +128,7 @@ impl<B> Metered<B> {
         }
         if matches!(self.form, Form::Stream { .. }) {
             self.end = End::Failing(why);
+            self.silence.as_mut().reset(Instant::now() + LAST_WORDS);
             return Poll::Ready(Some(Ok(Frame::data(self.dialect.cut(why).into()))));
         }
         self.end = End::Done;
@@ -158,6 +163,7 @@ where
         match this.end {
             End::NotYet => {}
             End::Failing(why) => {
+                ready!(this.silence.as_mut().poll(cx));
                 this.end = End::Done;
                 return Poll::Ready(Some(Err(why.into())));
             }

@@ -65,7 +65,8 @@ impl Refusal {
     }
 
     fn retry_after(mut self, after: Duration) -> Self {
-        let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+        // Rounded up: who comes a moment too early is refused again.
+        let ms = u64::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
         self.headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000)));
         self.headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
         self
