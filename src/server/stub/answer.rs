@@ -46,12 +46,28 @@ pub(super) struct Exchange {
     /// How many of them were read from the cache.
     cached_tokens: u64,
     pub(super) completion_tokens: u64,
+    /// The tool that is called instead of an answer in words.
+    tool: Option<String>,
+    /// How many texts are to be embedded.
+    inputs: usize,
+    base64: bool,
 }
+
+/// What a tool is called with: one text, which the tokens are spent on.
+const ARGUMENTS: [&str; 2] = ["{\"text\":\"", "\"}"];
+
+/// The name of a called tool's call.
+const CALL: &str = "call_stub";
+
+/// 0.5 and -0.5 as little-endian 32-bit floats in base64, which SDKs ask for by themselves.
+const EMBEDDED_BASE64: &str = "AAAAPwAAAL8=";
 
 impl Exchange {
     pub(super) fn of(shape: Shape, request: &Value, body: &[u8], headers: &HeaderMap, bytes_per_token: u64) -> Self {
         let prompt_fields = ["messages", "prompt", "input", "system", "instructions"];
-        let bytes: u64 = prompt_fields.iter().map(|field| text_bytes(&request[*field])).sum();
+        let tools =
+            request["tools"].as_array().map_or(0, |tools| tools.iter().map(|tool| tool.to_string().len()).sum());
+        let bytes = prompt_fields.iter().map(|field| text_bytes(&request[*field])).sum::<u64>() + tools as u64;
         let prompt_tokens =
             number(headers, "x-stub-prompt-tokens").unwrap_or_else(|| bytes.div_ceil(bytes_per_token.max(1)).max(1));
         let caps = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
@@ -66,8 +82,32 @@ impl Exchange {
             prompt_tokens,
             cached_tokens: number(headers, "x-stub-cached-tokens").unwrap_or(0).min(prompt_tokens),
             completion_tokens,
+            tool: called(request).filter(|_| !matches!(shape, Shape::Completion | Shape::Embedding)),
+            inputs: request["input"].as_array().map_or(1, |inputs| inputs.len().max(1)),
+            base64: request["encoding_format"] == "base64",
         }
     }
+}
+
+/// Returns the tool a model would call: the one that is asked for, else the first, and none
+/// once the last word is a tool's result.
+fn called(request: &Value) -> Option<String> {
+    let choice = &request["tool_choice"];
+    let mut kinds = [choice, &choice["type"]].into_iter();
+    if kinds.any(|kind| kind == "none") {
+        return None;
+    }
+    let said = request["messages"].as_array().or(request["input"].as_array());
+    let last = said.and_then(|said| said.last()).unwrap_or(&Value::Null);
+    let is_result = last["role"] == "tool"
+        || last["type"] == "function_call_output"
+        || last["content"].as_array().is_some_and(|parts| parts.iter().any(|part| part["type"] == "tool_result"));
+    if is_result {
+        return None;
+    }
+    let first = &request["tools"][0];
+    let named = [&choice["function"], choice, &first["function"], first];
+    named.into_iter().find_map(|tool| tool["name"].as_str()).map(str::to_owned)
 }
 
 /// Returns the bytes of every text the model would read; names and roles are not read.
@@ -137,28 +177,27 @@ impl Answer {
     /// Returns the answer in one piece.
     pub(super) fn whole(&self) -> String {
         let (model, usage) = (&self.exchange.model, self.usage());
-        let text = words(self.exchange.completion_tokens);
         let mut answer = match self.exchange.shape {
             Shape::Chat => json!({
                 "id": "chatcmpl-stub", "object": "chat.completion", "created": 0, "model": model,
-                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+                "choices": [{"index": 0, "message": self.message(), "finish_reason": self.reason()}],
                 "usage": usage,
             }),
             Shape::Completion => json!({
                 "id": "cmpl-stub", "object": "text_completion", "created": 0, "model": model,
-                "choices": [{"index": 0, "text": text, "logprobs": null, "finish_reason": "stop"}],
+                "choices": [{"index": 0, "text": self.text(), "logprobs": null, "finish_reason": "stop"}],
                 "usage": usage,
             }),
-            Shape::Embedding => json!({
-                "object": "list", "model": model,
-                "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}],
-                "usage": usage,
-            }),
-            Shape::Responses => self.response("completed", Some(&text)),
+            Shape::Embedding => {
+                let embedding = if self.exchange.base64 { json!(EMBEDDED_BASE64) } else { json!([0.5, -0.5]) };
+                let embedded = |index| json!({"object": "embedding", "index": index, "embedding": embedding});
+                let embedded: Vec<Value> = (0..self.exchange.inputs).map(embedded).collect();
+                json!({"object": "list", "model": model, "data": embedded, "usage": usage})
+            }
+            Shape::Responses => self.response(true),
             Shape::Messages => json!({
                 "id": "msg_stub", "type": "message", "role": "assistant", "model": model,
-                "content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "stop_sequence": null,
-                "usage": usage,
+                "content": [self.block(true)], "stop_reason": self.reason(), "stop_sequence": null, "usage": usage,
             }),
         };
         if !self.with_usage
@@ -218,17 +257,82 @@ impl Answer {
         }
     }
 
-    fn response(&self, status: &str, text: Option<&str>) -> Value {
-        let output: Vec<Value> = text
-            .map(|text| {
-                json!({"id": "msg_stub", "type": "message", "role": "assistant", "status": status,
-                       "content": [{"type": "output_text", "text": text, "annotations": []}]})
-            })
-            .into_iter()
-            .collect();
-        let usage = if text.is_some() && self.with_usage { self.usage() } else { Value::Null };
-        json!({"id": "resp_stub", "object": "response", "created_at": 0, "status": status,
-               "model": self.exchange.model, "output": output, "usage": usage})
+    /// Returns all that is written: a text, or the arguments a tool is called with.
+    fn text(&self) -> String {
+        let text = words(self.exchange.completion_tokens);
+        if self.exchange.tool.is_some() { format!("{}{text}{}", ARGUMENTS[0], ARGUMENTS[1]) } else { text }
+    }
+
+    /// Returns why the answer ends, in the word of its API.
+    fn reason(&self) -> &'static str {
+        match (self.exchange.shape == Shape::Messages, self.exchange.tool.is_some()) {
+            (true, true) => "tool_use",
+            (true, false) => "end_turn",
+            (false, true) => "tool_calls",
+            (false, false) => "stop",
+        }
+    }
+
+    /// Returns the message of a chat.
+    fn message(&self) -> Value {
+        match &self.exchange.tool {
+            None => json!({"role": "assistant", "content": self.text()}),
+            Some(tool) => json!({"role": "assistant", "content": null, "tool_calls": [
+                {"id": CALL, "type": "function", "function": {"name": tool, "arguments": self.text()}}]}),
+        }
+    }
+
+    /// Returns the one block of an Anthropic message, or how it begins.
+    fn block(&self, whole: bool) -> Value {
+        let text = if whole { words(self.exchange.completion_tokens) } else { String::new() };
+        match &self.exchange.tool {
+            None => json!({"type": "text", "text": text}),
+            Some(tool) => {
+                let input = if whole { json!({"text": text}) } else { json!({}) };
+                json!({"type": "tool_use", "id": CALL, "name": tool, "input": input})
+            }
+        }
+    }
+
+    /// Returns the one item of a response, or how it begins.
+    fn item(&self, whole: bool) -> Value {
+        let status = if whole { "completed" } else { "in_progress" };
+        let text = if whole { self.text() } else { String::new() };
+        match &self.exchange.tool {
+            None => json!({"id": "msg_stub", "type": "message", "role": "assistant", "status": status,
+                           "content": if whole { vec![part(&text)] } else { Vec::new() }}),
+            Some(tool) => json!({"id": "fc_stub", "type": "function_call", "call_id": CALL, "name": tool,
+                                 "status": status, "arguments": text}),
+        }
+    }
+
+    fn response(&self, whole: bool) -> Value {
+        let output = if whole { vec![self.item(true)] } else { Vec::new() };
+        let usage = if whole && self.with_usage { self.usage() } else { Value::Null };
+        let status = if whole { "completed" } else { "in_progress" };
+        json!({"id": "resp_stub", "object": "response", "created_at": 0, "status": status, "error": null,
+               "model": self.exchange.model, "output": output, "usage": usage, "parallel_tool_calls": true,
+               "tool_choice": "auto", "tools": []})
+    }
+
+    /// Returns events about a response's one item, each with the fields it says more of.
+    fn events(&self, events: &[(&str, Value)]) -> String {
+        let mut text = String::new();
+        for (kind, fields) in events {
+            let mut event = json!({"type": kind, "sequence_number": 0, "output_index": 0});
+            let about_text = kind.contains("text") || kind.contains("part") || kind.contains("arguments");
+            if about_text {
+                event["item_id"] = self.item(false)["id"].take();
+            }
+            if kind.contains("text") || kind.contains("part") {
+                event["content_index"] = json!(0);
+            }
+            if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
+                event.extend(fields.clone());
+            }
+            text.push_str(&named(&event));
+        }
+        text
     }
 
     fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
@@ -249,15 +353,26 @@ impl Answer {
                 let message = json!({"id": "msg_stub", "type": "message", "role": "assistant", "content": [],
                     "model": self.exchange.model, "stop_reason": null, "stop_sequence": null, "usage": usage});
                 let start = json!({"type": "message_start", "message": message});
-                let block = json!({"type": "content_block_start", "index": 0,
-                    "content_block": {"type": "text", "text": ""}});
-                format!("{}{}", named(&start), named(&block))
+                let block = json!({"type": "content_block_start", "index": 0, "content_block": self.block(false)});
+                let arguments = self.exchange.tool.as_ref().map(|_| self.text_event(ARGUMENTS[0]));
+                format!("{}{}{}", named(&start), named(&block), arguments.unwrap_or_default())
             }
-            Shape::Responses => named(
-                &json!({"type": "response.created", "sequence_number": 0, "response": self.response("in_progress", None)}),
-            ),
+            Shape::Responses => {
+                let item = ("response.output_item.added", json!({"item": self.item(false)}));
+                let content = match self.exchange.tool {
+                    None => self.events(&[item, ("response.content_part.added", json!({"part": part("")}))]),
+                    Some(_) => format!("{}{}", self.events(&[item]), self.text_event(ARGUMENTS[0])),
+                };
+                let created =
+                    json!({"type": "response.created", "sequence_number": 0, "response": self.response(false)});
+                format!("{}{content}", named(&created))
+            }
             Shape::Chat => {
-                let delta = json!({"role": "assistant", "content": ""});
+                let delta = match &self.exchange.tool {
+                    None => json!({"role": "assistant", "content": ""}),
+                    Some(tool) => json!({"role": "assistant", "content": null, "tool_calls": [{"index": 0, "id": CALL,
+                        "type": "function", "function": {"name": tool, "arguments": ARGUMENTS[0]}}]}),
+                };
                 self.chunk(json!([{"index": 0, "delta": delta, "finish_reason": null}]), None)
             }
             Shape::Completion => self.chunk(json!([{"index": 0, "text": "", "finish_reason": null}]), None),
@@ -266,14 +381,26 @@ impl Answer {
     }
 
     fn text_event(&self, text: &str) -> String {
+        let called = self.exchange.tool.is_some();
         match self.exchange.shape {
-            Shape::Messages => named(&json!({"type": "content_block_delta", "index": 0,
-                "delta": {"type": "text_delta", "text": text}})),
-            Shape::Responses => named(&json!({"type": "response.output_text.delta", "sequence_number": 1,
-                "item_id": "msg_stub", "output_index": 0, "content_index": 0, "delta": text})),
+            Shape::Messages => {
+                let delta = match called {
+                    true => json!({"type": "input_json_delta", "partial_json": text}),
+                    false => json!({"type": "text_delta", "text": text}),
+                };
+                named(&json!({"type": "content_block_delta", "index": 0, "delta": delta}))
+            }
+            Shape::Responses => {
+                let kind = if called { "response.function_call_arguments.delta" } else { "response.output_text.delta" };
+                self.events(&[(kind, json!({"delta": text}))])
+            }
             Shape::Completion => self.chunk(json!([{"index": 0, "text": text, "finish_reason": null}]), None),
             Shape::Chat | Shape::Embedding => {
-                self.chunk(json!([{"index": 0, "delta": {"content": text}, "finish_reason": null}]), None)
+                let delta = match called {
+                    true => json!({"tool_calls": [{"index": 0, "function": {"arguments": text}}]}),
+                    false => json!({"content": text}),
+                };
+                self.chunk(json!([{"index": 0, "delta": delta, "finish_reason": null}]), None)
             }
         }
     }
@@ -289,22 +416,36 @@ impl Answer {
     }
 
     fn closing(&self) -> String {
-        match self.exchange.shape {
+        let arguments = self.exchange.tool.as_ref().map(|_| self.text_event(ARGUMENTS[1])).unwrap_or_default();
+        let end = match self.exchange.shape {
             Shape::Messages => {
                 let usage = self.usage();
-                let delta = json!({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": null},
+                let delta = json!({"type": "message_delta",
+                    "delta": {"stop_reason": self.reason(), "stop_sequence": null},
                     "usage": if self.with_usage { usage } else { Value::Null }});
                 let stop = json!({"type": "content_block_stop", "index": 0});
                 format!("{}{}{}", named(&stop), named(&delta), named(&json!({"type": "message_stop"})))
             }
             Shape::Responses => {
-                let text = words(self.exchange.completion_tokens);
-                named(&json!({"type": "response.completed", "sequence_number": 2,
-                    "response": self.response("completed", Some(&text))}))
+                let (text, item) = (self.text(), ("response.output_item.done", json!({"item": self.item(true)})));
+                let done = match &self.exchange.tool {
+                    Some(tool) => {
+                        let whole = json!({"arguments": text, "name": tool});
+                        self.events(&[("response.function_call_arguments.done", whole), item])
+                    }
+                    None => self.events(&[
+                        ("response.output_text.done", json!({"text": text})),
+                        ("response.content_part.done", json!({"part": part(&text)})),
+                        item,
+                    ]),
+                };
+                let completed =
+                    json!({"type": "response.completed", "sequence_number": 0, "response": self.response(true)});
+                format!("{done}{}", named(&completed))
             }
             Shape::Chat | Shape::Completion | Shape::Embedding => {
                 let choice = if self.exchange.shape == Shape::Chat {
-                    json!({"index": 0, "delta": {}, "finish_reason": "stop"})
+                    json!({"index": 0, "delta": {}, "finish_reason": self.reason()})
                 } else {
                     json!({"index": 0, "text": "", "finish_reason": "stop"})
                 };
@@ -315,8 +456,14 @@ impl Answer {
                 text.push_str("data: [DONE]\n\n");
                 text
             }
-        }
+        };
+        format!("{arguments}{end}")
     }
+}
+
+/// Returns the one part of a response's message.
+fn part(text: &str) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": []})
 }
 
 /// Returns an event that carries its type as its name, too.
