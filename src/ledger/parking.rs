@@ -241,7 +241,7 @@ impl Ledger {
             let requested = ask.claim.amount(quota.unit());
             if requested > state.mode_in(window_of(state, now)).largest(quota.largest_claim()) {
                 let standing = Box::new(self.standing_of(key, now));
-                return Admission::Denied(Denied::TooLarge { by: quota, standing, requested });
+                return Admission::Denied(Denied::TooLarge { standing, requested });
             }
         }
         let leaving = self.roster.is_leaving();
@@ -372,7 +372,6 @@ impl Ledger {
 
     fn refusal(&mut self, key: usize, amount: u64, now: Timestamp) -> Denied {
         let standing = self.standing_of(key, now);
-        let by = standing.quota;
         let retry_after = self.retry_after(key, &standing, amount, now);
         let in_time = standing.spendable + standing.margin_reachable;
         let why = if self.roster.is_leaving() {
@@ -390,8 +389,8 @@ impl Ledger {
         };
         let standing = Box::new(standing);
         match why {
-            Some(why) => Denied::Unreachable { by, standing, retry_after, why },
-            None => Denied::Exhausted { by, standing, retry_after },
+            Some(why) => Denied::Unreachable { standing, retry_after, why },
+            None => Denied::Exhausted { standing, retry_after },
         }
     }
 

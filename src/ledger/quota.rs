@@ -454,16 +454,17 @@ impl Standing {
 }
 
 /// A refusal: a decision, not a failure. Nothing was charged.
+///
+/// No larger than a permit: a result of both would otherwise be moved in unaligned pieces, and a
+/// decision take 16 ns instead of 11.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
     /// The window's budget is spent, or too small for this request: later.
     #[error("{by} has too little left for this request: {used} used, {spendable} spendable here; try again in {retry_after:?}",
-        used = standing.used, spendable = standing.spendable)]
+        by = standing.quota, used = standing.used, spendable = standing.spendable)]
     Exhausted {
-        /// The quota that refused.
-        by: Quota,
-        /// Where it stood.
+        /// The quota that refused, and where it stood.
         standing: Box<Standing>,
         /// The earliest moment at which the request can be expected to fit, with a
         /// spread so that refused callers do not return together.
@@ -472,21 +473,17 @@ pub enum Denied {
     /// The request is larger than the whole limit, in [`sum`](super::Mode::Sum) less a fixed
     /// margin: never.
     #[error("{requested} {unit} asked for is more than {by} ever lets through ({limit} at once, less a fixed margin): it can never be admitted",
-        unit = by.unit(), limit = standing.limit)]
+        by = standing.quota, unit = standing.quota.unit(), limit = standing.limit)]
     TooLarge {
-        /// The quota that refused.
-        by: Quota,
-        /// Where it stood.
+        /// The quota that refused, and where it stood.
         standing: Box<Standing>,
         /// What was asked for.
         requested: u64,
     },
     /// The fleet has the budget, but this replica can neither spend nor fetch it now.
-    #[error("{by} has budget left that this replica cannot reach ({why}); try again in {retry_after:?}")]
+    #[error("{by} has budget left that this replica cannot reach ({why}); try again in {retry_after:?}", by = standing.quota)]
     Unreachable {
-        /// The quota that refused.
-        by: Quota,
-        /// Where it stood.
+        /// The quota that refused, and where it stood.
         standing: Box<Standing>,
         /// When to try again.
         retry_after: Duration,
@@ -497,10 +494,8 @@ pub enum Denied {
 
 impl Denied {
     /// Returns the quota that refused.
-    pub const fn by(&self) -> Quota {
-        match self {
-            Self::Exhausted { by, .. } | Self::TooLarge { by, .. } | Self::Unreachable { by, .. } => *by,
-        }
+    pub fn by(&self) -> Quota {
+        self.standing().quota
     }
 
     /// Returns where that quota stood.

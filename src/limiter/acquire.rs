@@ -51,7 +51,7 @@ impl<'a> Future for Acquire<'a> {
                 let handle = handle.current();
                 this.handle = handle;
                 let now = handle.deployment.inner.clock.now();
-                if handle.take(&this.claim, now) {
+                if handle.take(this.claim, now) {
                     this.state = Waiting::Done;
                     return Poll::Ready(Ok(handle.permit(this.claim, now)));
                 }

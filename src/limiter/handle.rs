@@ -28,7 +28,7 @@ impl Handle {
     #[inline(always)]
     pub fn try_acquire(&self, claim: Claim) -> Result<Permit<'_>, Denied> {
         let now = self.deployment.inner.clock.now();
-        if self.take(&claim, now) {
+        if self.take(claim, now) {
             return Ok(self.permit(claim, now));
         }
         self.admit_now(claim, false)
@@ -42,7 +42,7 @@ impl Handle {
     /// As [`Handle::try_acquire`].
     pub fn probe(&self, claim: Claim) -> Result<Permit<'_>, Denied> {
         let now = self.deployment.inner.clock.now();
-        if self.take(&claim, now) {
+        if self.take(claim, now) {
             return Ok(self.permit(claim, now));
         }
         self.admit_now(claim, true)
@@ -108,10 +108,10 @@ impl Handle {
     /// The hot path: every claim or none, in key order. A plain loop, and everything that is
     /// not the rule is out of line: the rest costs more than the compare-and-swap.
     #[inline(always)]
-    pub(super) fn take(&self, claim: &Claim, now: Timestamp) -> bool {
+    pub(super) fn take(&self, claim: Claim, now: Timestamp) -> bool {
         let edge_ms = self.deployment.hot_edge_ms.load(Ordering::Relaxed);
         for counter in self.deployment.counters.iter() {
-            let amount = claim.amount(counter.key.quota.unit());
+            let amount = claim.amount(counter.unit);
             let (number, left_ms) = counter.place_at(now.unix_ms());
             let rule = left_ms > edge_ms;
             if !(rule && (amount == 0 || counter.ring.take(number, amount).is_ok())) {
@@ -124,15 +124,14 @@ impl Handle {
     /// Gives back what was taken before `stuck`, and takes all again: near a window's end
     /// in both windows.
     #[cold]
-    fn take_out_of_line(&self, claim: &Claim, now: Timestamp, stuck: &Counter) -> bool {
+    fn take_out_of_line(&self, claim: Claim, now: Timestamp, stuck: &Counter) -> bool {
         let before = self.deployment.counters.iter().take_while(|counter| !std::ptr::eq(*counter, stuck));
-        let taken =
-            before.map(|counter| (counter, counter.place_at(now.unix_ms()).0, claim.amount(counter.key.quota.unit())));
+        let taken = before.map(|counter| (counter, counter.place_at(now.unix_ms()).0, claim.amount(counter.unit)));
         self.put_back(taken.filter(|(.., amount)| *amount != 0));
         if self.deployment.successor.get().is_some() {
             return false;
         }
-        let charges = self.charges(*claim, now);
+        let charges = self.charges(claim, now);
         for (done, (counter, number, amount)) in charges.clone().enumerate() {
             if counter.ring.take(number, amount).is_err() {
                 self.put_back(charges.take(done));
@@ -161,7 +160,7 @@ impl Handle {
     ) -> impl Iterator<Item = (&'a Counter, u64, u64)> + Clone + use<'a> {
         let edge_ms = self.deployment.edge_ms;
         self.deployment.counters.iter().flat_map(move |counter| {
-            let amount = claim.amount(counter.key.quota.unit());
+            let amount = claim.amount(counter.unit);
             let windows = counter.windows(at, edge_ms).filter(move |_| amount != 0);
             windows.map(move |number| (counter, number, amount))
         })
@@ -241,7 +240,7 @@ impl Handle {
     pub(super) fn replace(&self, reserved: Claim, at: Timestamp, actual: Claim) {
         let mut look = false;
         for (counter, number, reserved) in self.charges(reserved, at) {
-            let used = actual.amount(counter.key.quota.unit());
+            let used = actual.amount(counter.unit);
             if used < reserved {
                 let after = counter.ring.refund(number, reserved - used);
                 look |= after.is_some_and(|after| after.parked);

@@ -93,3 +93,15 @@ impl Drop for Permit<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Denied;
+
+    #[test]
+    fn a_refusal_is_no_larger_than_a_permit_so_that_a_result_of_both_moves_in_one_piece() {
+        assert!(size_of::<Denied>() <= size_of::<Permit<'_>>());
+        assert_eq!(size_of::<Result<Permit<'_>, Denied>>(), size_of::<Permit<'_>>());
+    }
+}
