@@ -244,8 +244,9 @@ impl Ledger {
         self.compare_clocks(now);
         self.roster_moved(now);
         self.switch_all(now);
-        self.roll(now);
+        // First what nobody wants any more: a roll would freeze its next window.
         self.forget_versions(now);
+        self.roll(now);
         self.measure(now);
         self.follow_sums(now);
         self.publish_rows();

@@ -299,9 +299,16 @@ impl Ledger {
         self.running_out.insert(key);
     }
 
-    /// Stops checking requests against a key, and lets its accounts run out.
+    /// Stops checking requests against a key, and lets its accounts run out. A change that no
+    /// window has seen is off: nobody may ever have enforced it.
     fn hold_for_others(&mut self, key: usize) {
-        self.keys[key].own = false;
+        let last = self.last_open(key);
+        let state = &mut self.keys[key];
+        state.own = false;
+        while state.versions.len() > 1 && state.versions.last().is_some_and(|(from, _)| *from > last) {
+            state.versions.pop();
+        }
+        state.set_latest(state.versions.last().expect("the first one stays").1);
         self.running_out.insert(key);
     }
 
