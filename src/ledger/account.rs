@@ -6,11 +6,12 @@
 //! replica is the maximum of what that replica ever said it gave; so the rights of all
 //! replicas together never exceed the sum of the shares.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crdts::{CmRDT, Dot, VClock};
+use crdts::{CmRDT, CvRDT, Dot};
 
+use super::few::{Few, Keyed};
+use super::heard::{Gifts, PeerRow, Question};
 use super::message::Row;
 use super::mode::Mode;
 use super::quota::{Key, Quota};
@@ -157,24 +158,6 @@ impl WalletRing {
     }
 }
 
-/// What a peer has said about its account.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PeerRow {
-    pub(crate) version: u64,
-    pub(crate) spendable: i64,
-    pub(crate) demand: u64,
-    pub(crate) typical: u64,
-    pub(crate) given: BTreeMap<Actor, u64>,
-    /// The ledger's change number when this row last changed, for the relay.
-    pub(crate) changed: u64,
-    /// Whether a row has come at all; a rights request may come first.
-    pub(crate) said: bool,
-    /// The last rights request of this peer that was answered.
-    pub(crate) answered: u64,
-    /// When it was last asked for rights and has not answered since, in unix ms; 0 = not.
-    pub(crate) asked_ms: u64,
-}
-
 /// The counters of this replica as of now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
@@ -213,15 +196,13 @@ pub(crate) struct Account {
     pub(crate) carried: i64,
     /// Used before the bucket was emptied, when the replica joined a fleet.
     written_off: i64,
-    given: VClock<u16>,
-    received: VClock<u16>,
-    /// Reserved and refunded of every other replica: a PN-counter's two halves, kept
-    /// apart because rows of others are relayed.
-    reserved: VClock<u16>,
-    refunded: VClock<u16>,
+    gifts: Gifts,
     /// The running sum of `reserved - refunded` over peers.
     used_by_peers: i64,
-    pub(crate) peers: BTreeMap<Actor, PeerRow>,
+    /// Those that have said something of this window.
+    pub(crate) peers: Few<PeerRow>,
+    /// Those that asked or were asked for rights.
+    pub(crate) questions: Few<Question>,
     /// The last published row's version and counters.
     pub(crate) version: u64,
     pub(crate) published: Usage,
@@ -250,12 +231,10 @@ impl Account {
             ceiling: None,
             carried: 0,
             written_off: 0,
-            given: VClock::new(),
-            received: VClock::new(),
-            reserved: VClock::new(),
-            refunded: VClock::new(),
+            gifts: Gifts::default(),
             used_by_peers: 0,
-            peers: BTreeMap::new(),
+            peers: Few::default(),
+            questions: Few::default(),
             version: 0,
             published: Usage::default(),
             given_changed: false,
@@ -325,8 +304,8 @@ impl Account {
     /// was received comes first: it cannot be carried on, because only its donor knows how
     /// long it lives.
     pub(crate) fn own_use(&self, ring: &WalletRing) -> i64 {
-        let gave: u64 = self.given.iter().map(|dot| dot.counter).sum();
-        let got: u64 = self.received.iter().map(|dot| dot.counter).sum();
+        let gave: u64 = self.gifts.of(Actor::ME).iter().map(|gift| gift.total).sum();
+        let got: u64 = self.gifts.to(Actor::ME).filter(|_| self.mode.has_rights()).map(|gift| gift.total).sum();
         let used = self.usage(ring).used() as i64;
         (used + gave as i64 - got as i64 - self.written_off).max(0)
     }
@@ -402,8 +381,8 @@ impl Account {
             return 0;
         }
         self.rights -= amount as i64;
-        let total = self.given.get(&to.0) + amount;
-        self.given.apply(Dot::new(to.0, total));
+        let total = self.given_to(to) + amount;
+        self.gifts.apply(Dot::new((Actor::ME, to), total));
         self.given_changed = true;
         amount
     }
@@ -447,69 +426,61 @@ impl Account {
         (part(allowed), part(over - allowed))
     }
 
-    /// Returns what was ever given to each replica.
-    pub(crate) fn given(&self) -> impl Iterator<Item = (Actor, u64)> + '_ {
-        self.given.iter().map(|dot| (Actor(*dot.actor), dot.counter))
+    /// Returns what `from` ever gave to each replica, as known here.
+    pub(crate) fn given_by(&self, from: Actor) -> impl Iterator<Item = (Actor, u64)> + '_ {
+        self.gifts.of(from).iter().map(|gift| (gift.to, gift.total))
     }
 
     pub(crate) fn given_to(&self, to: Actor) -> u64 {
-        self.given.get(&to.0)
+        self.gifts.total(Actor::ME, to)
     }
 
-    /// Returns what `peer` has reserved and refunded, as known here.
-    pub(crate) fn usage_of(&self, peer: Actor) -> (u64, u64) {
-        (self.reserved.get(&peer.0), self.refunded.get(&peer.0))
+    /// Returns what is open between this replica and a peer.
+    pub(crate) fn question(&mut self, peer: Actor) -> &mut Question {
+        self.questions.get_or_insert_with(&peer, || Question::with(peer))
     }
 
     /// Merges a row of `from`; `given` is its list with replicas interned. Returns what
     /// was credited and whether anything was news.
     pub(crate) fn merge(&mut self, from: Actor, row: &Row, given: &[(Actor, u64)], ring: &WalletRing) -> (u64, bool) {
-        let mut news = grow(&mut self.reserved, from, row.reserved, &mut self.used_by_peers, 1);
-        news |= grow(&mut self.refunded, from, row.refunded, &mut self.used_by_peers, -1);
-        let peer = self.peers.entry(from).or_default();
+        let said = PeerRow::of(from, row);
+        let mut news = !self.peers.contains_key(&from);
+        let peer = self.peers.get_or_insert_with(&from, || PeerRow { reserved: 0, refunded: 0, ..said });
+        let before = *peer;
+        peer.merge(said);
+        news |= *peer != before;
+        // The wire bounds counters to 2^62, so the difference fits and the sum saturates far
+        // above any quota.
+        let grown = |now: u64, before: u64| (now - before).min(i64::MAX as u64) as i64;
+        self.used_by_peers = self.used_by_peers.saturating_add(grown(peer.reserved, before.reserved));
+        self.used_by_peers = self.used_by_peers.saturating_sub(grown(peer.refunded, before.refunded));
+        self.touched |= row.reserved > 0;
+        let mut credit = 0;
         for (to, total) in given {
-            let known = peer.given.entry(*to).or_default();
-            if *total > *known {
-                *known = *total;
+            let known = self.gifts.total(from, *to);
+            if *total > known {
+                self.gifts.apply(Dot::new((from, *to), *total));
                 news = true;
+                credit += if *to == Actor::ME { total - known } else { 0 };
             }
         }
-        if row.version > peer.version || !peer.said {
-            peer.said = true;
-            peer.version = row.version;
-            peer.spendable = row.spendable;
-            peer.demand = row.demand;
-            peer.typical = row.typical;
-            news = true;
-        }
-        self.touched |= row.reserved > 0;
         if let Some(ceiling) = self.ceiling {
-            return (self.follow(ceiling, ring), news);
+            return (self.follow(ceiling, ring), news); // Without rights nothing is received.
         }
-        let total = peer.given.get(&Actor::ME).copied().unwrap_or(0);
-        let known = self.received.get(&from.0);
-        if total <= known {
-            return (0, news);
+        if credit > 0 {
+            self.rights = self.rights.saturating_add(credit.min(i64::MAX as u64) as i64);
+            ring.credit(self.window.number(), credit);
         }
-        let credit = total - known;
-        self.received.apply(Dot::new(from.0, total));
-        self.rights = self.rights.saturating_add(credit.min(i64::MAX as u64) as i64);
-        ring.credit(self.window.number(), credit);
-        (credit, true)
+        (credit, news)
     }
 }
 
-/// Raises one half of a peer's PN-counter to `total` and keeps the running sum.
-fn grow(half: &mut VClock<u16>, actor: Actor, total: u64, sum: &mut i64, sign: i64) -> bool {
-    let known = half.get(&actor.0);
-    if total <= known {
-        return false;
+impl Keyed for Account {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.window.number()
     }
-    half.apply(Dot::new(actor.0, total));
-    // The wire bounds counters to 2^62, so the difference fits and the sum saturates far
-    // above any quota.
-    *sum = sum.saturating_add(sign * ((total - known).min(i64::MAX as u64) as i64));
-    true
 }
 
 #[cfg(test)]

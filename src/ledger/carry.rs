@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::account::{Account, WalletRing};
+use super::few::Few;
 
 /// A bucket's rights on one replica, over all slices.
 #[derive(Debug)]
@@ -57,14 +58,15 @@ impl Carry {
 
     /// Moves what earlier slices left into the running one, or takes back what they turned
     /// out to have used.
-    pub(super) fn move_on(&mut self, running: u64, open: &mut BTreeMap<u64, Account>, ring: &WalletRing) {
-        let first = open.keys().next().copied().unwrap_or(running).min(running);
+    pub(super) fn move_on(&mut self, running: u64, open: &mut Few<Account>, ring: &WalletRing) {
+        let first = open.keys().next().unwrap_or(running).min(running);
         self.drop_before(first);
         let mut gone = self.gone;
-        for (slice, account) in open.range(..running) {
+        for account in open.range_mut(..running) {
+            let slice = account.window.number();
             // Nobody takes from it any more, so what is read here stays true.
-            ring.set_parked(*slice, true);
-            gone = gone.max(self.expired(*slice)) + account.own_use(ring);
+            ring.set_parked(slice, true);
+            gone = gone.max(self.expired(slice)) + account.own_use(ring);
         }
         gone = gone.max(self.expired(running));
         let dealt: u64 = self.shares.range(..running).map(|(_, share)| share).sum();
@@ -72,14 +74,14 @@ impl Carry {
         let change = dealt as i64 - gone - carried;
         if change > 0 {
             let mut found = self.loose.min(change as u64);
-            for (_, account) in open.range_mut(..running).rev() {
+            for account in open.range_mut(..running).iter_mut().rev() {
                 found += account.carry_out(change as u64 - found, ring);
             }
             self.account(open, running).carry_in(found, ring);
         } else if change < 0 {
             self.account(open, running).carry_debt(change.unsigned_abs(), ring);
             let mut rest = change.unsigned_abs();
-            for (_, account) in open.range_mut(..running).rev() {
+            for account in open.range_mut(..running).iter_mut().rev() {
                 let part = rest.min(account.owned(ring).min(0).unsigned_abs());
                 account.cover(part, ring);
                 rest -= part;
@@ -118,7 +120,7 @@ impl Carry {
         }
     }
 
-    fn account<'a>(&self, open: &'a mut BTreeMap<u64, Account>, slice: u64) -> &'a mut Account {
+    fn account<'a>(&self, open: &'a mut Few<Account>, slice: u64) -> &'a mut Account {
         open.get_mut(&slice).expect("looked up above")
     }
 }

@@ -64,8 +64,8 @@ impl Ledger {
 
     pub(super) fn notice_debts_of(&mut self, key: usize) {
         let state = &self.keys[key];
-        let indebted = state.open.iter().filter(|(_, account)| account.owned(&state.ring) < 0);
-        self.indebted.extend(indebted.map(|(number, _)| (key, *number)));
+        let indebted = state.open.values().filter(|account| account.owned(&state.ring) < 0);
+        self.indebted.extend(indebted.map(|account| (key, account.window.number())));
     }
 
     /// Asks for what was charged beyond this replica's rights.
@@ -106,7 +106,8 @@ impl Ledger {
             let mut best: Option<(u64, Actor, ReplicaId)> = None;
             let donors: Vec<_> = self.donors(key, window, now).collect();
             for (actor, id, hint) in donors {
-                let demand = self.keys[key].open[&window.number()].peers.get(&actor).map_or(0, |row| row.demand);
+                let demand =
+                    self.keys[key].open[&window.number()].peers.get(&actor).map_or(0, |row| u64::from(row.demand));
                 let spare = hint.saturating_sub(2 * demand * PREFETCH_HORIZON_S);
                 // A random half keeps replicas from asking the same rich one together.
                 let spare = spare / 2 + self.random.below(spare / 2 + 1);
@@ -146,12 +147,12 @@ impl Ledger {
             self.ignored.closed_window += 1;
             return;
         };
-        let peer = account.peers.entry(actor).or_default();
-        if request.seq <= peer.answered {
+        let question = account.question(actor);
+        if request.seq <= question.answered {
             self.ignored.stale_request += 1;
             return;
         }
-        peer.answered = request.seq;
+        question.answered = request.seq;
         let amount = self.generosity(key, window, actor, from, request, now);
         let state = &mut self.keys[key];
         let account = state.open.get_mut(&window.number()).expect("opened above");
@@ -177,8 +178,10 @@ impl Ledger {
                     if self.is_reachable(id, now)
                         && let Some(actor) = self.actor(id)
                     {
-                        let demand =
-                            self.keys[key].open[&window.number()].peers.get(&actor).map_or(0, |row| row.demand);
+                        let demand = self.keys[key].open[&window.number()]
+                            .peers
+                            .get(&actor)
+                            .map_or(0, |row| u64::from(row.demand));
                         heirs.push((demand, id));
                     }
                 }
@@ -209,9 +212,10 @@ impl Ledger {
             return true;
         }
         let handed_over = self.active.iter().map(|key| &self.keys[*key]).all(|state| {
-            state.open.iter().all(|(number, account)| {
-                account.repeat == 0 && (account.window.end() <= now || state.owned(*number) <= 0)
-            })
+            state
+                .open
+                .values()
+                .all(|account| account.repeat == 0 && (account.window.end() <= now || account.owned(&state.ring) <= 0))
         });
         handed_over && self.roster.everybody_knows(|id| self.is_reachable(id, now))
     }
@@ -234,7 +238,7 @@ impl Ledger {
         let escrow = self.keys[key].mode_in(window).has_rights();
         self.roster.peers().filter(move |(id, _)| escrow && !differs(id)).filter_map(move |(id, _)| {
             let actor = *self.by_actor.get(&id)?;
-            let hint = match account.and_then(|account| account.peers.get(&actor)).filter(|row| row.said) {
+            let hint = match account.and_then(|account| account.peers.get(&actor)) {
                 Some(row) => row.spendable.max(0) as u64,
                 None => even,
             };
@@ -249,7 +253,7 @@ impl Ledger {
         let reachable = self.roster.peers().filter(|(id, _)| self.is_reachable(*id, now)).count() as u64 + 1;
         let rows = state.open.get(&window.number()).into_iter().flat_map(|account| account.peers.values());
         let (sum, count) = rows
-            .map(|row| row.typical)
+            .map(|row| row.typical.into())
             .chain([state.typical])
             .filter(|typical| *typical > 0)
             .fold((0u64, 0u64), |(sum, count), typical| (sum.saturating_add(typical), count + 1));
@@ -295,7 +299,7 @@ impl Ledger {
     ) {
         let state = &mut self.keys[key];
         let Some(account) = state.open.get_mut(&window.number()) else { return };
-        account.peers.entry(actor).or_default().asked_ms = now.unix_ms();
+        account.question(actor).asked(now.unix_ms());
         self.next_seq += 1;
         let request = RightsRequest {
             key: account.key,
@@ -312,8 +316,8 @@ impl Ledger {
     /// One question per key and peer within two round trips.
     fn is_being_asked(&self, key: usize, window: Window, actor: Actor, id: ReplicaId, now: Timestamp) -> bool {
         let account = self.keys[key].open.get(&window.number());
-        let asked_ms = account.and_then(|account| account.peers.get(&actor)).map_or(0, |row| row.asked_ms);
-        now.unix_ms() < asked_ms.saturating_add(self.patience_ms(id))
+        let question = account.and_then(|account| account.questions.get(&actor));
+        question.is_some_and(|question| question.open_for_ms(self.patience_ms(id), now.unix_ms()) > 0)
     }
 
     fn patience_ms(&self, id: ReplicaId) -> u64 {
@@ -324,11 +328,10 @@ impl Ledger {
     /// How long until the slowest of those asked about a key should have answered.
     fn slowest_asked(&self, key: usize, now: Timestamp) -> Duration {
         let window = window_of(&self.keys[key], now);
-        let rows = self.keys[key].open.get(&window.number()).into_iter().flat_map(|account| account.peers.iter());
-        let slowest = rows.filter(|(_, row)| row.asked_ms != 0).map(|(actor, row)| {
-            let due = row.asked_ms.saturating_add(self.patience_ms(self.id_of(*actor)));
-            due.saturating_sub(now.unix_ms())
-        });
+        let account = self.keys[key].open.get(&window.number());
+        let questions = account.into_iter().flat_map(|account| account.questions.values());
+        let slowest =
+            questions.map(|question| question.open_for_ms(self.patience_ms(self.id_of(question.peer)), now.unix_ms()));
         Duration::from_millis(slowest.max().unwrap_or(0))
     }
 
@@ -368,7 +371,7 @@ impl Ledger {
         if self.is_scarce(key, window, now) {
             return request.need.min(owned);
         }
-        let theirs = state.open[&window.number()].peers.get(&actor).map_or(0, |row| row.demand);
+        let theirs = state.open[&window.number()].peers.get(&actor).map_or(0, |row| u64::from(row.demand));
         let both = u128::from(theirs) + u128::from(state.demand);
         let by_demand = (u128::from(owned) * u128::from(theirs)).checked_div(both).unwrap_or(0) as u64;
         let fair = by_demand.max(owned / 2);

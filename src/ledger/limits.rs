@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::account::{Account, WalletRing};
 use super::carry::Carry;
+use super::few::Few;
 use super::kind::{Slices, WindowKind};
 use super::message::ReplicaId;
 use super::mode::Mode;
@@ -73,7 +74,7 @@ pub(super) struct KeyState {
     /// Whether requests of this replica are or were checked against it.
     pub(super) own: bool,
     pub(super) ring: Arc<WalletRing>,
-    pub(super) open: BTreeMap<u64, Account>,
+    pub(super) open: Few<Account>,
     /// Only a bucket's rights outlive their slice.
     pub(super) carry: Option<Carry>,
     /// Units offered per second, admitted or not, smoothed over one second.
@@ -97,7 +98,7 @@ impl KeyState {
             mode,
             own,
             ring: Arc::new(WalletRing::new(from)),
-            open: BTreeMap::new(),
+            open: Few::default(),
             carry: (!slices.guarded).then(|| Carry::new(slices.lifetime, first)),
             demand: 0,
             typical: 0,

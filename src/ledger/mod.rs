@@ -25,6 +25,8 @@
 mod account;
 mod carry;
 mod exchange;
+mod few;
+mod heard;
 mod held;
 mod kind;
 mod limits;

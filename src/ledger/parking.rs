@@ -173,9 +173,11 @@ impl Ledger {
         let parked = self.roster.is_leaving() || !self.limits[limit].queue.is_empty();
         for key in &self.limits[limit].keys {
             let state = &self.keys[*key];
-            for (number, account) in &state.open {
+            for account in state.open.values() {
                 // One that has ended stays shut to newcomers: their clock has stepped back.
-                state.ring.set_parked(*number, parked || state.is_shut_to_hits(account.window, self.now));
+                state
+                    .ring
+                    .set_parked(account.window.number(), parked || state.is_shut_to_hits(account.window, self.now));
             }
         }
     }
@@ -229,7 +231,7 @@ impl Ledger {
     fn used_of(&self, key: usize, window: Window) -> u64 {
         let state = &self.keys[key];
         let first = (window.number() + 1).saturating_sub(state.slices.lifetime);
-        let used = state.open.range(first..=window.number()).map(|(_, account)| account.used(&state.ring));
+        let used = state.open.range(first..=window.number()).iter().map(|account| account.used(&state.ring));
         let used = used.fold(0, u64::saturating_add);
         if state.carry.is_some() { used.min(state.slices.most()) } else { used }
     }

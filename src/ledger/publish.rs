@@ -57,10 +57,12 @@ impl Ledger {
         let state = &mut self.keys[key];
         let account = state.open.get_mut(&window.number()).expect("opened above");
         let (credit, news) = account.merge(actor, row, &given, &state.ring);
-        let peer = account.peers.get_mut(&actor).expect("merged above");
-        if from == row.replica {
-            peer.asked_ms = 0; // Whatever was asked of it, this is its answer.
+        if from == row.replica
+            && let Some(question) = account.questions.get_mut(&actor)
+        {
+            question.settled(); // Whatever was asked of it, this is its answer.
         }
+        let peer = account.peers.get_mut(&actor).expect("merged above");
         if news {
             self.changes += 1;
             peer.changed = self.changes;
@@ -79,7 +81,7 @@ impl Ledger {
     /// Sends every row that changed, and again for a few ticks.
     pub(super) fn publish_rows(&mut self) {
         for key in self.active.clone() {
-            let numbers: Vec<u64> = self.keys[key].open.keys().copied().collect();
+            let numbers: Vec<u64> = self.keys[key].open.keys().collect();
             for number in numbers {
                 let state = &mut self.keys[key];
                 let account = state.open.get_mut(&number).expect("listed above");
@@ -129,17 +131,18 @@ impl Ledger {
         let mut rest: Vec<(usize, u64, Actor)> = Vec::new();
         for key in self.active.iter().copied() {
             let state = &self.keys[key];
-            for (number, account) in &state.open {
+            for account in state.open.values() {
+                let number = account.window.number();
                 let own = (account.version > 0).then_some((Actor::ME, account.changed));
-                let others = account.peers.iter().filter(|(_, row)| row.said).map(|(actor, row)| (*actor, row.changed));
+                let others = account.peers.values().map(|row| (row.peer, row.changed));
                 for (actor, changed) in own.into_iter().chain(others) {
                     if self.id_of(actor) == to {
                         continue;
                     }
                     if changed > since {
-                        news.push((changed, key, *number, actor));
+                        news.push((changed, key, number, actor));
                     } else {
-                        rest.push((key, *number, actor));
+                        rest.push((key, number, actor));
                     }
                 }
             }
@@ -279,26 +282,23 @@ impl Ledger {
     fn rows_of(&self, key: usize, window: Window, actor: Actor) -> Vec<Row> {
         let state = &self.keys[key];
         let Some(account) = state.open.get(&window.number()) else { return Vec::new() };
-        let (row, given): (Row, Vec<(ReplicaId, u64)>) = if actor == Actor::ME {
-            let given = account.given().map(|(to, total)| (self.id_of(to), total)).collect();
-            (own_row(self.roster.me(), state, account, Vec::new()), given)
+        let given: Vec<_> = account.given_by(actor).map(|(to, total)| (self.id_of(to), total)).collect();
+        let row = if actor == Actor::ME {
+            own_row(self.roster.me(), state, account, Vec::new())
         } else {
             let Some(peer) = account.peers.get(&actor) else { return Vec::new() };
-            let (reserved, refunded) = account.usage_of(actor);
-            let given = peer.given.iter().map(|(to, total)| (self.id_of(*to), *total)).collect();
-            let row = Row {
+            Row {
                 replica: self.id_of(actor),
                 key: account.key,
                 window: window.id(),
-                version: peer.version,
-                reserved,
-                refunded,
+                version: peer.version.into(),
+                reserved: peer.reserved,
+                refunded: peer.refunded,
                 given: Vec::new(),
                 spendable: peer.spendable,
-                demand: peer.demand,
-                typical: peer.typical,
-            };
-            (row, given)
+                demand: peer.demand.into(),
+                typical: peer.typical.into(),
+            }
         };
         if given.is_empty() {
             return vec![row];

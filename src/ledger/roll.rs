@@ -50,7 +50,8 @@ impl Ledger {
             // The place in the ring may still be taken by the window a round before.
             self.close_before(key, window.number().saturating_sub(RING as u64 - 1), now);
             let state = &mut self.keys[key];
-            state.open.insert(window.number(), Account::open(version, state.mode, window, &state.ring));
+            let mode = state.mode;
+            state.open.get_or_insert_with(&window.number(), || Account::open(version, mode, window, &state.ring));
             self.follow_sum(key, window, now);
             self.active.insert(key);
             self.freeze_open(key, now);
@@ -123,11 +124,9 @@ impl Ledger {
     /// Closes every window of a key before the one with this number: counts it, and what
     /// nobody could cover in it.
     pub(super) fn close_before(&mut self, key: usize, keep: u64, now: Timestamp) {
-        while let Some(entry) = self.keys[key].open.first_entry() {
-            if *entry.key() >= keep || entry.get().window.end() > now {
-                break;
-            }
-            let account = entry.remove();
+        let is_over = |account: &&Account| account.window.number() < keep && account.window.end() <= now;
+        while self.keys[key].open.first().filter(is_over).is_some() {
+            let Some(account) = self.keys[key].open.pop_first() else { break };
             let window = account.window;
             let over = self.sum_bound(&account);
             let state = &mut self.keys[key];

@@ -59,8 +59,8 @@ impl Ledger {
         let alive = self.roster.everybody().filter(|(.., gone)| gone.is_none_or(|gone| gone > window.start()));
         let mut replicas: BTreeSet<ReplicaId> = alive.map(|(id, ..)| id).chain([self.roster.me()]).collect();
         if let Some(account) = account {
-            let users = account.peers.keys().filter(|actor| account.usage_of(**actor).0 > 0);
-            replicas.extend(users.map(|actor| self.id_of(*actor)));
+            let users = account.peers.values().filter(|row| row.reserved > 0);
+            replicas.extend(users.map(|row| self.id_of(row.peer)));
         }
         replicas.len() as u64 + self.roster.silent_in(window.start())
     }
@@ -102,7 +102,7 @@ impl Ledger {
         self.roster.peers().map(move |(id, _)| {
             let actor = self.by_actor.get(&id);
             let rows = state.open.values().rev().filter_map(|account| account.peers.get(actor?));
-            let rate = rows.filter(|row| row.said).map(|row| row.demand).next().unwrap_or(state.demand);
+            let rate = rows.map(|row| u64::from(row.demand)).next().unwrap_or(state.demand);
             let silence = self
                 .peers
                 .get(&id)

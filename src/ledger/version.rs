@@ -77,6 +77,9 @@ impl Ledger {
                 self.unconfigured.insert(limit);
             }
         }
+        // It is read once and kept for days: half of the room would stay empty.
+        self.limits.shrink_to_fit();
+        self.keys.shrink_to_fit();
     }
 
     /// Returns a limit's hot-path counters.
