@@ -22,6 +22,10 @@ use super::status::Counters;
 use super::window::{Grid, Timestamp, Window, WindowId};
 use super::{Ledger, window_of};
 
+/// The most quotas that a configuration can name, over all its limits, together with those it
+/// named before and whose windows are still open: 0.1 GB before anything is used.
+pub const MAX_QUOTAS: usize = 65_536;
+
 /// One limit: the quotas that requests of its deployments are checked against together,
 /// and the requests that wait for them.
 #[derive(Debug)]

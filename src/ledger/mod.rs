@@ -67,6 +67,7 @@ pub use self::zone::{Day, Zone, ZoneError};
 
 use self::account::Actor;
 pub(crate) use self::limits::Counter;
+pub use self::limits::MAX_QUOTAS;
 use self::limits::{KeyState, Limit, Shape};
 pub(crate) use self::parking::{Admission, Ask, Ticket};
 use self::random::SplitMix64;

@@ -7,6 +7,7 @@
 //! version, so with old and new side by side the shares sum up to at most the larger limit
 //! (docs/decisions/0007).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::limits::{Counter, Shape};
@@ -68,9 +69,24 @@ impl Ledger {
         (limit, Arc::clone(&self.limits[limit].counters))
     }
 
+    /// Returns how many quotas would have a place here with these configured, by name of their
+    /// limit: they, and those of before that keep theirs until their windows end. What is held
+    /// for peers has a bound of its own.
+    pub(crate) fn places_with<'a>(&self, limits: impl IntoIterator<Item = (&'a str, &'a [Quota])>) -> usize {
+        let mut needed = self.keys_held() - self.held();
+        for (name, quotas) in limits {
+            let limit = LimitId::of(name);
+            let mut shapes: Vec<Shape> = quotas.iter().map(|quota| Shape::of(&Key { limit, quota: *quota })).collect();
+            shapes.retain(|shape| !self.by_shape.get(shape).is_some_and(|key| self.keys[*key].own));
+            needed += shapes.len();
+        }
+        needed
+    }
+
     /// Drops every limit but these from the configuration. Whoever still holds a handle is
     /// limited as before.
     pub(crate) fn configure_only(&mut self, limits: &[usize]) {
+        let limits: BTreeSet<usize> = limits.iter().copied().collect();
         for limit in 0..self.limits.len() {
             if self.limits[limit].configured && !limits.contains(&limit) {
                 self.limits[limit].configured = false;

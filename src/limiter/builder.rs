@@ -99,6 +99,7 @@ impl Builder {
             driver: None,
             parked: false,
         };
+        core.check_room(&deployments)?;
         let inner = Arc::new(Inner { clock, core: Mutex::new(core) });
         let handles = Arc::new(inner.lock().apply(&inner, deployments));
         Ok(Limiter { inner, handles })
@@ -214,6 +215,17 @@ pub enum BuildError {
         deployment: String,
         /// Its bucket.
         quota: Quota,
+    },
+    /// There are more quotas than a limiter keeps.
+    #[error(
+        "there is room for {most} quotas, and {needed} would need it; configure fewer, or wait until the windows \
+        of those that were just removed have ended"
+    )]
+    TooManyQuotas {
+        /// Those configured, and those of before whose windows are still open.
+        needed: usize,
+        /// [`MAX_QUOTAS`](crate::ledger::MAX_QUOTAS).
+        most: usize,
     },
     /// The edge reaches beyond the lead of a window.
     #[error(

@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use super::builder::Settled;
 use super::{BuildError, Builder, Core, Deployment, Handle, Handles, Inner, Limiter, Pause};
+use crate::ledger::{MAX_QUOTAS, Quota};
 
 /// Every deployment that anybody may still have a handle of, by id: the latest one.
 pub(super) type Known = BTreeMap<String, Weak<Deployment>>;
@@ -50,6 +51,7 @@ impl Limiter {
     pub fn reconfigure(&self, builder: Builder) -> Result<Self, BuildError> {
         let deployments = builder.settled()?;
         let mut core = self.inner.lock();
+        core.check_room(&deployments)?;
         // What was decided until now was decided by the old limits.
         let mut wake = core.take_served();
         let handles = core.apply(&self.inner, deployments);
@@ -61,6 +63,16 @@ impl Limiter {
 }
 
 impl Core {
+    /// Says whether there is room for all quotas of these deployments.
+    pub(super) fn check_room(&self, deployments: &BTreeMap<String, Settled>) -> Result<(), BuildError> {
+        let limits: BTreeMap<&str, &[Quota]> =
+            deployments.values().map(|settled| (settled.limit.as_str(), &settled.quotas[..])).collect();
+        match self.ledger.places_with(limits) {
+            needed if needed > MAX_QUOTAS => Err(BuildError::TooManyQuotas { needed, most: MAX_QUOTAS }),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes these the deployments, and returns their handles.
     pub(super) fn apply(&mut self, inner: &Arc<Inner>, deployments: BTreeMap<String, Settled>) -> Handles {
         let now = inner.clock.now();
