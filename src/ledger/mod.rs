@@ -121,6 +121,10 @@ pub struct Ledger {
     /// Rises with every changed row: what the relay has sent and has not.
     changes: u64,
     relay_cursor: usize,
+    /// The key whose rows are published first at the next tick.
+    publish_turn: usize,
+    /// In how many ticks every key has its turn, as of the last one.
+    rounds: u32,
     next_ticket: u64,
     next_seq: u64,
     outbox: VecDeque<Transmit>,
@@ -177,6 +181,8 @@ impl Ledger {
             indebted: BTreeSet::new(),
             changes: 0,
             relay_cursor: 0,
+            publish_turn: 0,
+            rounds: 1,
             next_ticket: 0,
             next_seq: 0,
             outbox: VecDeque::new(),

@@ -93,8 +93,9 @@ impl Ledger {
     }
 
     /// What each peer may have used that has not been heard of: its rate, for as long as it
-    /// has been silent, and one interval and half a round trip for what is under way. Who has
-    /// said nothing of any open window is taken to be as busy as this replica.
+    /// has been silent, and for what is under way half a round trip and as long as a row waits
+    /// for its turn: there as here. Who has said nothing of any open window is taken to be as
+    /// busy as this replica.
     fn unheard(&self, key: usize, window: Window, now: Timestamp) -> impl Iterator<Item = u64> + '_ {
         let state = &self.keys[key];
         // Nothing was used before the window began.
@@ -103,10 +104,9 @@ impl Ledger {
             let actor = self.by_actor.get(&id);
             let rows = state.open.values().rev().filter_map(|account| account.peers.get(actor?));
             let rate = rows.map(|row| u64::from(row.demand)).next().unwrap_or(state.demand);
-            let silence = self
-                .peers
-                .get(&id)
-                .map_or(age, |peer| now.since(peer.heard) + self.interval + Duration::from_millis(peer.rtt_ms / 2));
+            let silence = self.peers.get(&id).map_or(age, |peer| {
+                now.since(peer.heard) + self.interval * self.rounds + Duration::from_millis(peer.rtt_ms / 2)
+            });
             let unheard = u128::from(rate) * silence.min(age).as_millis() / 1_000;
             unheard.min(u128::from(state.key.quota.amount())) as u64
         })
