@@ -3,7 +3,7 @@
 //! Knows how long rights live and which are spent first. Must not know the roster, nor how
 //! rights move between replicas. The invariant it keeps: each unit dealt here is spendable in
 //! one wallet at a time, and in none once it has lived its slices (docs/algorithm.md
-//! section 11).
+//! section 12).
 //!
 //! Use takes the oldest rights first. So it is enough to know sums: what was dealt of each
 //! slice, and how much of all that is *gone*, used or expired. Going from slice to slice,

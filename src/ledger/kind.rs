@@ -3,7 +3,7 @@
 //! Knows the arithmetic of each kind and nothing else. Must not know replicas, wallets or the
 //! time. The invariant it keeps: whoever admits at most a slice's amount of every slice, and
 //! spends a right only as long as it lives, keeps the promise of the kind
-//! (docs/algorithm.md section 11).
+//! (docs/algorithm.md section 12).
 //!
 //! | kind | promise | a slice | its amount |
 //! |---|---|---|---|
