@@ -43,6 +43,7 @@
 //!
 //! - none: the ledger, the wallet and the limiter; no async runtime. One pod.
 //! - `cluster`: pods find one another and share rights over UDP.
+//! - `tower`: the limiter as middleware for axum, hyper and other HTTP services.
 //! - `server` (default): the OpenAI-compatible proxy and the `quotum` command.
 //!
 //! # Non-goals
@@ -53,6 +54,8 @@
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
+#[cfg(feature = "tower")]
+pub mod layer;
 pub mod ledger;
 mod limiter;
 mod wallet;

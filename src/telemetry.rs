@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use quotum::Status;
+use quotum::layer::Observer;
 use tracing_subscriber::EnvFilter;
 
 /// One decision in so many is timed.
@@ -66,18 +67,6 @@ impl Telemetry {
     /// Notes how long an admitted or refused request was parked.
     pub(crate) fn waited(&self, wait: Duration) {
         self.waits.observe(wait.as_secs_f64());
-    }
-
-    /// Notes what was reserved and what was used, as a share of the reservation.
-    pub(crate) fn estimated(&self, reserved: u64, used: u64) {
-        if reserved > 0 {
-            self.estimate_errors.observe((reserved as f64 - used as f64) / reserved as f64);
-        }
-    }
-
-    /// Notes an answer whose use is not known, and why.
-    pub(crate) fn unreported(&self, why: &'static str) {
-        self.unreported.get_or_create(&labels(&[("reason", why)])).inc();
     }
 
     /// Notes a request that no limit refused and that was not sent all the same.
@@ -152,6 +141,18 @@ impl Telemetry {
         // Writing to a string fails only if a metric's own encoding does.
         let _ = encode(&mut text, &registry);
         text
+    }
+}
+
+impl Observer for Telemetry {
+    fn estimated(&self, reserved: u64, used: u64) {
+        if reserved > 0 {
+            self.estimate_errors.observe((reserved as f64 - used as f64) / reserved as f64);
+        }
+    }
+
+    fn unreported(&self, why: &'static str) {
+        self.unreported.get_or_create(&labels(&[("reason", why)])).inc();
     }
 }
 

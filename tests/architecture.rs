@@ -65,6 +65,16 @@ fn the_ledger_imports_nothing_that_acts() {
 }
 
 #[test]
+fn the_layer_knows_no_socket_and_no_server() {
+    let wrong = offenders("src/layer", |_, line| {
+        ["tokio::net", "axum", "hyper::", "crate::cluster", "crate::server", "crate::config"]
+            .iter()
+            .any(|name| line.contains(name))
+    });
+    assert_eq!(wrong, Vec::<String>::new(), "whoever serves or sends stands outside of it");
+}
+
+#[test]
 fn only_one_file_names_chitchat() {
     let wrong = offenders("src", |source, line| {
         source.path != "src/cluster/membership.rs" && (line.contains("chitchat::") || line.starts_with("use chitchat"))

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quotum::cluster::{KeyRing, Seeds};
+pub(crate) use quotum::layer::{Reserve, Unreported};
 use quotum::ledger::{FirstWindow, OnSilence};
 use quotum::{Mode, Quota};
 use rustls::pki_types::CertificateDer;
@@ -193,26 +194,6 @@ impl Default for Timeouts {
         let seconds = Duration::from_secs;
         Self { connect: seconds(5), first_byte: seconds(60), idle: seconds(120) }
     }
-}
-
-/// How much is reserved for a request's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reserve {
-    /// Bound where the request names a cap, learned where it names none.
-    Auto,
-    /// The largest cap, or `default_max_tokens`.
-    Bound,
-    /// A quantile of what this deployment used.
-    Learned,
-}
-
-/// What a response without authoritative usage is charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unreported {
-    /// Everything that was reserved.
-    Reserved,
-    /// The prompt's bound and what could be counted in the response.
-    Counted,
 }
 
 /// What stands on the command line of `serve`; the last word.

@@ -21,9 +21,9 @@ use quotum::{Limiter, Mode, Standing, Status};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;
-use super::refusal;
 use crate::config::Deployment;
 use crate::telemetry::Telemetry;
+use quotum::layer::parts::refusal;
 
 /// The largest body of a request to forget somebody.
 const MAX_BODY: usize = 4 << 10;

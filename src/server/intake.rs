@@ -12,8 +12,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 
+use quotum::layer::parts::encoding;
+use quotum::layer::parts::refusal::{self, Refusal};
+
 use super::connection::SlowSender;
-use super::refusal::Refusal;
 use crate::config::Proxy;
 
 /// What is taken in of requests.
@@ -45,7 +47,7 @@ impl Intake {
     /// If it is encoded, too large, too slow, broken off, or one too many to hold.
     pub(super) async fn read(&self, headers: &HeaderMap, body: &mut Body) -> Result<(Bytes, Held<'_>), Refusal> {
         if let Some(encoding) = encoding(headers) {
-            return Err(encoded(encoding));
+            return Err(refusal::encoded(encoding));
         }
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body as u64) {
@@ -119,23 +121,6 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.intake.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
-}
-
-/// Returns in what else a body comes than in what it says it is.
-pub(super) fn encoding(headers: &HeaderMap) -> Option<&[u8]> {
-    let encodings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-    encodings.map(<[u8]>::trim_ascii).find(|encoding| !encoding.eq_ignore_ascii_case(b"identity"))
-}
-
-fn encoded(encoding: &[u8]) -> Refusal {
-    let message = format!(
-        "The request's body is encoded as {}, which is not understood here: send it without content-encoding.",
-        String::from_utf8_lossy(encoding)
-    );
-    let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_encoding"));
-    let mut refusal = Refusal::invalid(status, message, None, code);
-    refusal.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    refusal
 }
 
 /// Returns what a caller is told whose body did not come to its end.

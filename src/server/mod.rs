@@ -5,23 +5,17 @@
 //! a pod that leaves in order has handed its rights over before it is gone.
 
 mod admin;
-mod body;
 mod connection;
 mod credentials;
-mod date;
-mod dialect;
 mod health;
 mod intake;
 pub(crate) mod listen;
-mod metering;
 mod pause;
 mod proxy;
-mod refusal;
 mod reload;
 mod reread;
 mod routing;
 mod search;
-mod sse;
 pub(crate) mod stub;
 #[cfg(test)]
 mod tests;

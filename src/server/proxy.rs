@@ -14,19 +14,18 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
 use hyper::body::Incoming;
+use quotum::layer::parts::refusal::{self, Refusal};
+use quotum::layer::parts::{self, Charge, Meter, Metered};
+use quotum::layer::{
+    AnthropicMessages, BadRequest, Call, Dialect, Family, Metering, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings,
+    OpenAiResponses, Other,
+};
 use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
 
-use super::body::{Form, Metered};
 use super::credentials::Credentials;
-use super::dialect::{
-    AnthropicMessages, BadRequest, Call, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
-    Other,
-};
-use super::intake::{Intake, encoding};
-use super::metering::{Charge, Meter};
+use super::intake::Intake;
 use super::pause;
-use super::refusal::{self, Family, Refusal};
 use super::routing::{Place, Route, Routes};
 use super::search::Search;
 use super::upstream::{Client, Failure, Target, Upstream, is_hop_by_hop, is_one_of, named_by_connection};
@@ -97,7 +96,7 @@ impl Proxy {
             let served = Served {
                 id: deployment.id.clone(),
                 handle: limiter.handle(&deployment.id)?,
-                meter: Arc::new(Meter::new(deployment).after(meters.get(deployment.id.as_str()).copied())),
+                meter: Arc::new(meter(deployment).after(meters.get(deployment.id.as_str()).copied())),
                 upstream_model: deployment.upstream_model.clone(),
                 upstream: Upstream::new(deployment, client(deployment)),
             };
@@ -259,12 +258,18 @@ impl Proxy {
 /// Refuses a body that says it is not JSON.
 fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let media_type = media_type(content_type.as_bytes()).to_ascii_lowercase();
+    let media_type = parts::media_type(content_type.as_bytes()).to_ascii_lowercase();
     if media_type.is_empty() || media_type == b"application/json" || media_type.ends_with(b"+json") {
         return Ok(());
     }
     let message = "The body's content-type is not understood here: send application/json.";
     Err(Refusal::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None, Some("unsupported_media_type")))
+}
+
+/// Returns how a deployment is metered.
+fn meter(deployment: &Deployment) -> Meter {
+    let Deployment { reserve, unreported, default_max_tokens, .. } = *deployment;
+    Meter::new(Metering { reserve, unreported, default_max_tokens }, deployment.mode, deployment.quotas.clone())
 }
 
 fn mend(bad: BadRequest) -> Refusal {
@@ -294,25 +299,12 @@ fn pass(
         let message = "The upstream answered with a change of protocol that nobody asked for.";
         return Refusal::upstream(StatusCode::BAD_GATEWAY, message, "upstream_cut").response(dialect.family());
     }
-    let may_have_worked = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
-    if status.is_client_error() && !may_have_worked {
-        charge.settle_rejected();
-    }
     let named = named_by_connection(&head.headers);
     let kept = head.headers.iter().filter(|(name, _)| {
         !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && *name != header::ALT_SVC && !is_one_of(&named, name)
     });
     let mut headers: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let is_stream = status.is_success() && is_event_stream(&headers);
-    let form = if encoding(&headers).is_some() {
-        Form::Unreadable
-    } else if is_stream {
-        // Its length changes where a chunk is hidden.
-        headers.remove(header::CONTENT_LENGTH);
-        Form::stream(call.hide_usage)
-    } else {
-        Form::whole(!status.is_success())
-    };
+    let form = parts::form(status, &mut headers, &mut charge, call.hide_usage);
     if status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(refusal::REFUSED_BY, HeaderValue::from_static("upstream"));
     }
@@ -320,16 +312,6 @@ fn pass(
     head.version = Version::default();
     head.extensions.clear();
     Response::from_parts(head, Body::new(Metered::new(body, charge, dialect, form, served.upstream.idle())))
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    media_type(content_type).eq_ignore_ascii_case(b"text/event-stream")
-}
-
-/// Returns a content type without its parameters.
-fn media_type(content_type: &[u8]) -> &[u8] {
-    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
 fn failed(failure: Failure) -> Refusal {

@@ -9,12 +9,12 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use quotum::layer::parts::refusal::{self, Refusal};
+use quotum::layer::{Call, Family};
 use quotum::{Claim, Denied, Limiter, Permit};
 use tokio::time::Instant;
 
-use super::dialect::Call;
 use super::proxy::Served;
-use super::refusal::{self, Family, Refusal};
 use super::routing::{InTurn, Level, Route, Routes};
 use crate::telemetry::Telemetry;
 

@@ -22,8 +22,8 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::client::legacy::{Client as HyperClient, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::refusal::Family;
 use crate::config::{Deployment, Timeouts};
+use quotum::layer::Family;
 
 /// How long an idle connection to an upstream is kept: under the 60 s after which load
 /// balancers commonly forget one.

@@ -5,14 +5,12 @@
 //! settled once; what may have been used upstream is never given back unless the
 //! upstream says that it was not.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quotum::{Claim, Mode, Permit, Quota, Unit};
-
 use super::dialect::{Call, Report, Tally, Usage};
-use crate::config::{Deployment, Reserve, Unreported};
-use crate::telemetry::Telemetry;
+use crate::{Claim, Handle, Mode, Permit, Quota, Unit};
 
 /// How many outputs are remembered.
 const OUTPUTS: usize = 1_000;
@@ -24,12 +22,66 @@ const MIN_OUTPUTS: usize = 20;
 /// seldom enough that sorting a thousand numbers does not show.
 const RELEARN_EVERY: u64 = 16;
 
+/// How much is reserved for a request's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reserve {
+    /// Bound where the request names a cap, learned where it names none.
+    #[default]
+    Auto,
+    /// The largest cap, or [`Metering::default_max_tokens`].
+    Bound,
+    /// The 90th percentile of this deployment's last 1,000 outputs, once there are 20.
+    Learned,
+}
+
+/// What a response without authoritative usage is charged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unreported {
+    /// Everything that was reserved.
+    #[default]
+    Reserved,
+    /// The prompt's bound and what could be counted in the response.
+    Counted,
+}
+
+/// How a deployment's requests are metered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metering {
+    /// How much is reserved for a request's output.
+    pub reserve: Reserve,
+    /// What a response without authoritative usage is charged.
+    pub unreported: Unreported,
+    /// The tokens of one output where a request names no cap and nothing was learned yet.
+    pub default_max_tokens: u64,
+}
+
+impl Default for Metering {
+    /// Returns [`Reserve::Auto`], [`Unreported::Reserved`] and 4,096 tokens.
+    fn default() -> Self {
+        Self { reserve: Reserve::Auto, unreported: Unreported::Reserved, default_max_tokens: 4_096 }
+    }
+}
+
+/// Who is told how good the estimates were.
+pub trait Observer: Send + Sync + fmt::Debug {
+    /// Notes what was reserved for an answer, and what it used.
+    fn estimated(&self, reserved: u64, used: u64);
+
+    /// Notes an answer whose use is not known, and why: `lie`, `silent` or `encoded`.
+    fn unreported(&self, why: &'static str);
+}
+
+/// Nobody is told.
+impl Observer for () {
+    fn estimated(&self, _: u64, _: u64) {}
+
+    fn unreported(&self, _: &'static str) {}
+}
+
 /// What a reservation of one deployment amounts to.
 #[derive(Debug)]
-pub(crate) struct Meter {
-    reserve: Reserve,
-    unreported: Unreported,
-    default_max_tokens: u64,
+pub struct Meter {
+    metering: Metering,
     mode: Mode,
     quotas: Vec<Quota>,
     outputs: Mutex<Outputs>,
@@ -44,20 +96,19 @@ struct Outputs {
 }
 
 impl Meter {
-    pub(crate) fn new(deployment: &Deployment) -> Self {
-        Self {
-            reserve: deployment.reserve,
-            unreported: deployment.unreported,
-            default_max_tokens: deployment.default_max_tokens,
-            mode: deployment.mode,
-            quotas: deployment.quotas.clone(),
-            outputs: Mutex::default(),
-            learned: AtomicU64::new(deployment.default_max_tokens),
-        }
+    /// Returns the meter of a deployment in this mode, with these quotas.
+    pub fn new(metering: Metering, mode: Mode, quotas: Vec<Quota>) -> Self {
+        let learned = AtomicU64::new(metering.default_max_tokens);
+        Self { metering, mode, quotas, outputs: Mutex::default(), learned }
+    }
+
+    /// Returns the meter of a handle's deployment.
+    pub fn of(handle: &Handle, metering: Metering) -> Self {
+        Self::new(metering, handle.policy().mode, handle.quotas().collect())
     }
 
     /// Returns the meter with what another one has learnt of the same deployment.
-    pub(crate) fn after(self, before: Option<&Self>) -> Self {
+    pub fn after(self, before: Option<&Self>) -> Self {
         let Some(before) = before else { return self };
         let outputs = before.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if outputs.ring.len() >= MIN_OUTPUTS {
@@ -67,14 +118,14 @@ impl Meter {
     }
 
     /// Returns what is reserved for this request.
-    pub(crate) fn claim(&self, call: &Call) -> Claim {
-        let bound = call.cap.unwrap_or(self.default_max_tokens).saturating_mul(call.choices);
+    pub fn claim(&self, call: &Call) -> Claim {
+        let bound = call.cap.unwrap_or(self.metering.default_max_tokens).saturating_mul(call.choices);
         let learned = || {
             let estimate = self.learned.load(Ordering::Relaxed).saturating_mul(call.choices);
             let estimate = call.cap.map_or(estimate, |_| estimate.min(bound));
             self.fitting(call.prompt, estimate)
         };
-        let output = match (self.reserve, call.cap) {
+        let output = match (self.metering.reserve, call.cap) {
             (Reserve::Bound, _) | (Reserve::Auto, Some(_)) => bound,
             (Reserve::Learned, _) | (Reserve::Auto, None) => learned(),
         };
@@ -115,10 +166,10 @@ impl Meter {
 /// Dropped unsettled it keeps the rules: nothing written upstream, nothing charged;
 /// a stream in the middle, what was streamed; otherwise all of it.
 #[derive(Debug)]
-pub(crate) struct Charge {
+pub struct Charge {
     permit: Option<Permit<'static>>,
     meter: Arc<Meter>,
-    telemetry: Arc<Telemetry>,
+    observer: Arc<dyn Observer>,
     reserved: Claim,
     capped: bool,
     choices: u64,
@@ -134,12 +185,13 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    pub(crate) fn new(permit: Permit<'static>, meter: Arc<Meter>, telemetry: Arc<Telemetry>, call: &Call) -> Self {
+    /// Returns the charge of a call that was admitted.
+    pub fn new(permit: Permit<'static>, meter: Arc<Meter>, observer: Arc<dyn Observer>, call: &Call) -> Self {
         Self {
             reserved: permit.claim(),
             permit: Some(permit),
             meter,
-            telemetry,
+            observer,
             capped: call.cap.is_some(),
             choices: call.choices,
             written: Arc::default(),
@@ -151,27 +203,32 @@ impl Charge {
     }
 
     /// Returns the flag that the request's body sets when it is first read for sending.
-    pub(crate) fn written(&self) -> Arc<AtomicBool> {
+    pub fn written(&self) -> Arc<AtomicBool> {
         self.written.clone()
     }
 
+    /// Notes that the request goes to who works on it: from now on it may be used.
+    pub fn start(&mut self) {
+        self.written.store(true, Ordering::Release);
+    }
+
     /// Returns whether bytes of the request may have left for the upstream.
-    pub(crate) fn was_written(&self) -> bool {
+    pub fn was_written(&self) -> bool {
         self.written.load(Ordering::Acquire)
     }
 
     /// Notes that a stream has begun: what comes is all there will be.
-    pub(crate) fn stream(&mut self) {
+    pub fn stream(&mut self) {
         self.streaming = true;
     }
 
     /// Notes text that was received.
-    pub(crate) fn streamed(&mut self, text_bytes: u64) {
+    pub fn streamed(&mut self, text_bytes: u64) {
         self.streamed = self.streamed.saturating_add(text_bytes);
     }
 
     /// Notes what the answer says of its use.
-    pub(crate) fn told(&mut self, report: Report) {
+    pub fn told(&mut self, report: Report) {
         match report {
             Report::None => {}
             Report::Told(tally) => self.tally = self.tally.then(tally),
@@ -180,25 +237,26 @@ impl Charge {
         }
     }
 
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Returns whether it is settled: what is told after that changes nothing.
+    pub fn is_settled(&self) -> bool {
         self.permit.is_none()
     }
 
     /// Charges an answer that has come to its end: what it told, or else the rule for
     /// answers that do not tell.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         if let Some(usage) = self.tally.usage() {
             return self.settle_usage(usage);
         }
         self.unreported(if self.lied { "lie" } else { "silent" });
-        match self.meter.unreported {
+        match self.meter.metering.unreported {
             Unreported::Counted => self.settle_failed(),
             Unreported::Reserved => self.keep(),
         }
     }
 
     /// Charges an answer that cannot be read: everything that was reserved.
-    pub(crate) fn settle_unreadable(&mut self) {
+    pub fn settle_unreadable(&mut self) {
         self.unreported("encoded");
         self.keep();
     }
@@ -208,19 +266,19 @@ impl Charge {
         if usage.total > 0 && self.reserved.amount(Unit::OutputTokens) > 0 {
             self.meter.learn(usage.completion.div_ceil(self.choices.max(1)));
         }
-        self.telemetry.estimated(self.reserved.amount(Unit::Tokens), usage.total);
+        self.observer.estimated(self.reserved.amount(Unit::Tokens), usage.total);
         permit.settle_claim(Claim::prompt_and_output(usage.prompt, usage.completion).with(Unit::Tokens, usage.total));
     }
 
     fn unreported(&self, why: &'static str) {
         if self.permit.is_some() {
-            self.telemetry.unreported(why);
+            self.observer.unreported(why);
         }
     }
 
     /// Charges an answer that failed or broke off: what it told, else the prompt and what
     /// was streamed.
-    pub(crate) fn settle_failed(&mut self) {
+    pub fn settle_failed(&mut self) {
         if let Some(usage) = self.tally.usage() {
             return self.settle_usage(usage);
         }
@@ -233,7 +291,7 @@ impl Charge {
     }
 
     /// Charges the request alone: the upstream refused to work on it.
-    pub(crate) fn settle_rejected(&mut self) {
+    pub fn settle_rejected(&mut self) {
         if let Some(permit) = self.permit.take() {
             permit.settle_claim(Claim::tokens(0));
         }
@@ -241,7 +299,7 @@ impl Charge {
 
     /// Charges what an exchange without an answer may have used: nothing if nothing was
     /// written, else the prompt.
-    pub(crate) fn settle_unanswered(&mut self) {
+    pub fn settle_unanswered(&mut self) {
         if self.was_written() {
             self.settle_failed();
         } else if let Some(permit) = self.permit.take() {
@@ -273,14 +331,16 @@ impl Drop for Charge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Flags, parse};
-    use axum::body::Bytes;
+    use crate::{Margin, Portion};
+    use bytes::Bytes;
 
-    fn meter(extra: &str) -> Meter {
-        let text = format!(
-            "deployments: [{{ id: a, model: m, upstream: 'http://h/v1', limits: [{{ unit: tokens, amount: 1000, window: 60s }}], {extra} }}]"
-        );
-        Meter::new(&parse(&text, "q", &|_| None, &Flags::default()).unwrap().deployments[0])
+    fn meter(reserve: Reserve) -> Meter {
+        meter_in(Mode::Strict, reserve)
+    }
+
+    fn meter_in(mode: Mode, reserve: Reserve) -> Meter {
+        let quotas = vec![Quota::tokens(1_000).per_minute()];
+        Meter::new(Metering { reserve, ..Metering::default() }, mode, quotas)
     }
 
     fn call(prompt: u64, cap: Option<u64>, choices: u64) -> Call {
@@ -293,34 +353,35 @@ mod tests {
 
     #[test]
     fn a_cap_is_reserved_for_every_choice() {
-        assert_eq!(output(&meter("reserve: auto"), &call(10, Some(50), 3)), 150);
-        assert_eq!(output(&meter("reserve: bound"), &call(10, Some(50), 3)), 150);
+        assert_eq!(output(&meter(Reserve::Auto), &call(10, Some(50), 3)), 150);
+        assert_eq!(output(&meter(Reserve::Bound), &call(10, Some(50), 3)), 150);
     }
 
     #[test]
     fn a_guess_never_makes_a_request_too_large() {
-        assert_eq!(output(&meter("reserve: auto"), &call(100, None, 1)), 900);
-        assert_eq!(output(&meter("reserve: learned"), &call(100, None, 2)), 900);
-        assert_eq!(output(&meter("reserve: learned, mode: { sum: { margin: 10% } }"), &call(100, None, 1)), 800);
+        assert_eq!(output(&meter(Reserve::Auto), &call(100, None, 1)), 900);
+        assert_eq!(output(&meter(Reserve::Learned), &call(100, None, 2)), 900);
+        let sum = Mode::Sum { margin: Margin::Fixed(Portion::percent(10)) };
+        assert_eq!(output(&meter_in(sum, Reserve::Learned), &call(100, None, 1)), 800);
         // The bound keeps its promise instead.
-        assert_eq!(output(&meter("reserve: bound"), &call(100, None, 1)), 4_096);
+        assert_eq!(output(&meter(Reserve::Bound), &call(100, None, 1)), 4_096);
     }
 
     #[test]
     fn a_learnt_output_is_no_more_than_the_cap_and_no_less_than_nothing() {
-        let meter = meter("reserve: learned");
+        let meter = meter(Reserve::Learned);
         (0..20).for_each(|_| meter.learn(100));
         assert_eq!(output(&meter, &call(0, Some(500), 1)), 100);
         assert_eq!(output(&meter, &call(0, Some(500), 3)), 300);
         assert_eq!(output(&meter, &call(0, Some(50), 3)), 150);
-        let nothing = self::meter("reserve: learned");
+        let nothing = self::meter(Reserve::Learned);
         (0..20).for_each(|_| nothing.learn(0));
         assert_eq!(output(&nothing, &call(0, None, 1)), 1, "an answer is never nothing");
     }
 
     #[test]
     fn only_the_last_thousand_outputs_count() {
-        let meter = meter("reserve: learned");
+        let meter = meter(Reserve::Learned);
         (0..1_000).for_each(|_| meter.learn(900));
         assert_eq!(output(&meter, &call(0, None, 1)), 900);
         // Ninety in a hundred are short now, but for one.
@@ -332,7 +393,7 @@ mod tests {
 
     #[test]
     fn outputs_are_learnt_after_twenty_of_them() {
-        let meter = meter("reserve: auto");
+        let meter = meter(Reserve::Auto);
         for output in 0..19 {
             meter.learn(output);
         }

@@ -4,7 +4,7 @@
 //! The invariant it keeps: prompt and cap are upper bounds, each as far as `prompt.rs`
 //! has one.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::fields::Fields;
 use super::prompt::Prompt;
 use super::text::TextBytes;
-use super::{BadRequest, Call, Dialect, Event, Report, request};
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, request};
 
 /// What the chat template adds to each message: role, separators and a name.
 const TOKENS_PER_MESSAGE: u64 = 8;
@@ -25,13 +25,9 @@ const WRITTEN: [&str; 6] = ["tools", "functions", "tool_choice", "function_call"
 
 /// `POST /v1/chat/completions`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenAiChat;
+pub struct OpenAiChat;
 
-impl Dialect for OpenAiChat {
-    fn path(&self) -> &str {
-        "/chat/completions"
-    }
-
+impl Estimate for OpenAiChat {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         let fields = request::fields(&body)?;
         let model = request::model(&fields)?;
@@ -43,13 +39,21 @@ impl Dialect for OpenAiChat {
         let body = rewritten.unwrap_or_else(|| body.clone());
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body, hide_usage })
     }
+}
 
+impl ReadUsage for OpenAiChat {
     fn event(&self, event: &[u8]) -> Event {
         chunk(event)
     }
 
     fn text_bytes(&self, answer: &[u8]) -> u64 {
         choices_bytes(answer)
+    }
+}
+
+impl Dialect for OpenAiChat {
+    fn path(&self) -> &str {
+        "/chat/completions"
     }
 }
 

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;

@@ -4,7 +4,7 @@
 //! that cannot be is not read.
 
 /// Returns a time as RFC 3339 writes it, in whole seconds of UTC.
-pub(super) fn rfc3339(unix_ms: u64) -> String {
+pub fn rfc3339(unix_ms: u64) -> String {
     let seconds = unix_ms / 1_000;
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
@@ -13,7 +13,7 @@ pub(super) fn rfc3339(unix_ms: u64) -> String {
 
 /// Reads a date as HTTP writes it (`Sun, 06 Nov 1994 08:49:37 GMT`, RFC 9110, 5.6.7), in
 /// seconds of the Unix epoch.
-pub(super) fn http(text: &str) -> Option<u64> {
+pub fn http(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [_, day, month, year, time, "GMT"] = words[..] else { return None };
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;

@@ -6,23 +6,22 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use quotum::{Claim, Denied, Standing, Unit};
+use crate::{Claim, Denied, Standing, Unit};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::date;
 
 /// Whose errors, credentials and headers an API has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub enum Family {
     OpenAi,
     Anthropic,
 }
 
 /// A no, still without a shape.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     status: StatusCode,
     message: String,
     /// The error's type as OpenAI calls it; Anthropic's follows from the status.
@@ -30,12 +29,12 @@ pub(super) struct Refusal {
     param: Option<&'static str>,
     code: Option<&'static str>,
     /// Boxed, because refusals are seldom and results that may hold one are not.
-    pub(super) headers: Box<HeaderMap>,
+    pub headers: Box<HeaderMap>,
 }
 
 impl Refusal {
     /// Returns an error that the caller has to mend.
-    pub(super) fn invalid(
+    pub fn invalid(
         status: StatusCode,
         message: impl Into<String>,
         param: Option<&'static str>,
@@ -46,18 +45,18 @@ impl Refusal {
     }
 
     /// Returns an error of the upstream's.
-    pub(super) fn upstream(status: StatusCode, message: &str, code: &'static str) -> Self {
+    pub fn upstream(status: StatusCode, message: &str, code: &'static str) -> Self {
         let (message, kind) = (message.to_owned(), "server_error");
         Self { status, message, kind, param: None, code: Some(code), headers: Box::default() }
     }
 
     /// Returns the refusal as the API's SDKs read it.
-    pub(super) fn response(mut self, family: Family) -> Response<Body> {
+    pub fn response<B: From<String>>(mut self, family: Family) -> Response<B> {
         let body = match family {
             Family::OpenAi => openai_error(&self.message, self.kind, self.param, self.code),
             Family::Anthropic => anthropic_error(&self.message, anthropic_kind(self.status)),
         };
-        let mut response = Response::new(Body::from(body));
+        let mut response = Response::new(B::from(body));
         *response.status_mut() = self.status;
         self.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         *response.headers_mut() = *self.headers;
@@ -74,12 +73,12 @@ impl Refusal {
 }
 
 /// Returns the body of an error in OpenAI's shape.
-pub(super) fn openai_error(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> String {
+pub fn openai_error(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> String {
     json!({"error": {"message": message, "type": kind, "param": param, "code": code}}).to_string()
 }
 
 /// Returns the body of an error in Anthropic's shape.
-pub(super) fn anthropic_error(message: &str, kind: &str) -> String {
+pub fn anthropic_error(message: &str, kind: &str) -> String {
     json!({"type": "error", "error": {"type": kind, "message": message}}).to_string()
 }
 
@@ -97,17 +96,29 @@ fn anthropic_kind(status: StatusCode) -> &'static str {
 }
 
 /// Returns an error in OpenAI's shape that the caller has to mend.
-pub(super) fn invalid(
+pub fn invalid<B: From<String>>(
     status: StatusCode,
     message: &str,
     param: Option<&'static str>,
     code: Option<&'static str>,
-) -> Response<Body> {
+) -> Response<B> {
     Refusal::invalid(status, message, param, code).response(Family::OpenAi)
 }
 
+/// Returns the answer to a request whose body cannot be read as it is.
+pub fn encoded(encoding: &[u8]) -> Refusal {
+    let message = format!(
+        "The request's body is encoded as {}, which is not understood here: send it without content-encoding.",
+        String::from_utf8_lossy(encoding)
+    );
+    let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_encoding"));
+    let mut refusal = Refusal::invalid(status, message, None, code);
+    refusal.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    refusal
+}
+
 /// Returns the answer to a request that a limit refused.
-pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, family: Family) -> Refusal {
+pub fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, family: Family) -> Refusal {
     let (quota, standing) = (denied.by(), denied.standing());
     let kind = if quota.unit() == Unit::Requests { "requests" } else { "tokens" };
     let on = format!("{} per {:?}", quota.unit(), quota.window());
@@ -151,7 +162,7 @@ pub(super) fn denied(denied: &Denied, model: &str, deployment: &str, claim: Clai
 
 /// Returns the answer to a request that is not sent because the upstream asked for a
 /// pause.
-pub(super) fn cooling(model: &str, deployment: &str, after: Duration) -> Refusal {
+pub fn cooling(model: &str, deployment: &str, after: Duration) -> Refusal {
     let message = format!(
         "The upstream of {model} (deployment {deployment}) refuses requests for now and asked for a pause; nothing \
          was sent. Please try again in {}.",
@@ -165,7 +176,7 @@ pub(super) fn cooling(model: &str, deployment: &str, after: Duration) -> Refusal
 
 /// Returns the answer to a request that is not sent because the upstream could not be
 /// reached a moment ago.
-pub(super) fn down(model: &str, deployment: &str, after: Duration) -> Refusal {
+pub fn down(model: &str, deployment: &str, after: Duration) -> Refusal {
     let message = format!(
         "The upstream of {model} (deployment {deployment}) cannot be reached and is tried again in {}; nothing was \
          sent.",
@@ -177,7 +188,7 @@ pub(super) fn down(model: &str, deployment: &str, after: Duration) -> Refusal {
 }
 
 /// Who refused.
-pub(super) const REFUSED_BY: HeaderName = HeaderName::from_static("x-quotum-refused-by");
+pub const REFUSED_BY: HeaderName = HeaderName::from_static("x-quotum-refused-by");
 /// Which limit refused.
 const LIMIT: HeaderName = HeaderName::from_static("x-quotum-limit");
 /// How long the request was parked.
@@ -186,7 +197,7 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Adds how long the request was parked, if it was.
-pub(super) fn set_wait(headers: &mut HeaderMap, waited: Duration) {
+pub fn set_wait(headers: &mut HeaderMap, waited: Duration) {
     if waited > Duration::ZERO {
         let ms = u64::try_from(waited.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
         headers.insert(WAIT_MS, HeaderValue::from(ms));
@@ -194,14 +205,14 @@ pub(super) fn set_wait(headers: &mut HeaderMap, waited: Duration) {
 }
 
 /// Returns whether an upstream's header speaks of its own limits: ours take their place.
-pub(super) fn is_rate_limit(name: &HeaderName) -> bool {
+pub fn is_rate_limit(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-ratelimit-") || name.as_str().starts_with("anthropic-ratelimit-")
 }
 
 /// Adds where our own limits stand, in the headers of the API.
 ///
 /// Of several quotas of one unit the one with the least left speaks.
-pub(super) fn set_standings(headers: &mut HeaderMap, standings: &[Standing], family: Family) {
+pub fn set_standings(headers: &mut HeaderMap, standings: &[Standing], family: Family) {
     for (unit, ours, theirs) in HEADERS {
         let of_unit = standings.iter().filter(|standing| standing.quota.unit() == unit);
         let Some(standing) = of_unit.min_by_key(|standing| standing.remaining()) else { continue };

@@ -16,15 +16,18 @@ const MAX_TOKENS: u64 = 1 << 28;
 
 /// What an answer used, understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) prompt: u64,
-    pub(crate) completion: u64,
-    pub(crate) total: u64,
+pub struct Usage {
+    /// Tokens of the prompt, those of the cache among them.
+    pub prompt: u64,
+    /// Tokens of the output, those of reasoning among them.
+    pub completion: u64,
+    /// All of them; at least their sum.
+    pub total: u64,
 }
 
 /// What is known of an answer's use so far: streams tell it in parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
+pub struct Tally {
     input: Option<u64>,
     /// What Anthropic and Bedrock count beside the input and not in it.
     cache_written: Option<u64>,
@@ -35,7 +38,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Returns the tally with what was told later: the last word on each number counts.
-    pub(crate) fn then(self, later: Self) -> Self {
+    pub fn then(self, later: Self) -> Self {
         Self {
             input: later.input.or(self.input),
             cache_written: later.cache_written.or(self.cache_written),
@@ -56,13 +59,13 @@ impl Tally {
     }
 
     /// Returns the prompt's tokens, those of the cache among them.
-    pub(crate) fn prompt(self) -> Option<u64> {
+    pub fn prompt(self) -> Option<u64> {
         self.input.map(|input| input + self.cache_written.unwrap_or(0) + self.cache_read.unwrap_or(0))
     }
 
     /// Returns the use, if all of it is known; a part that is left out is what the total
     /// leaves for it, and all of it where nothing tells the parts apart.
-    pub(crate) fn usage(self) -> Option<Usage> {
+    pub fn usage(self) -> Option<Usage> {
         let (prompt, completion) = match (self.prompt(), self.output, self.total) {
             (Some(prompt), Some(completion), _) => (prompt, completion),
             (Some(prompt), None, Some(total)) => (prompt, total.saturating_sub(prompt)),
@@ -77,12 +80,13 @@ impl Tally {
 
 /// What an answer or an event says about its use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Report {
+pub enum Report {
     /// Nothing.
     #[default]
     None,
     /// Something that cannot be: negative, broken, absurd, or twice.
     Lie,
+    /// What is known so far.
     Told(Tally),
 }
 
@@ -120,6 +124,13 @@ impl Report {
     #[cfg(test)]
     pub(super) fn is_told(self) -> bool {
         matches!(self, Self::Told(_))
+    }
+}
+
+impl From<Usage> for Report {
+    fn from(usage: Usage) -> Self {
+        let Usage { prompt, completion, total } = usage;
+        Self::Told(Tally { input: Some(prompt), output: Some(completion), total: Some(total), ..Tally::default() })
     }
 }
 

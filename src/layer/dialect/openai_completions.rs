@@ -4,24 +4,20 @@
 //! limits. The invariant it keeps: each prompt is completed as often as the larger of
 //! `n` and `best_of` says.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 
 use super::openai_chat::{choices_bytes, chunk};
-use super::{BadRequest, Call, Dialect, Event, request};
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, request};
 
 /// What a tokenizer adds to a text: where it begins and where it ends.
 const TOKENS_PER_TEXT: u64 = 2;
 
 /// `POST /v1/completions`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenAiCompletions;
+pub struct OpenAiCompletions;
 
-impl Dialect for OpenAiCompletions {
-    fn path(&self) -> &str {
-        "/completions"
-    }
-
+impl Estimate for OpenAiCompletions {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         let fields = request::fields(&body)?;
         let model = request::model(&fields)?;
@@ -36,13 +32,21 @@ impl Dialect for OpenAiCompletions {
         let body = rewritten.unwrap_or_else(|| body.clone());
         Ok(Call { model, prompt, cap: output.cap, choices, body, hide_usage })
     }
+}
 
+impl ReadUsage for OpenAiCompletions {
     fn event(&self, event: &[u8]) -> Event {
         chunk(event)
     }
 
     fn text_bytes(&self, answer: &[u8]) -> u64 {
         choices_bytes(answer)
+    }
+}
+
+impl Dialect for OpenAiCompletions {
+    fn path(&self) -> &str {
+        "/completions"
     }
 }
 

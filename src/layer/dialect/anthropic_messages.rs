@@ -4,15 +4,15 @@
 //! The invariant it keeps: tokens of the cache are part of the prompt, read or written,
 //! as the caller's limit cannot know what a model's provider forgives.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fields::Fields;
 use super::prompt::Prompt;
 use super::text::TextBytes;
-use super::{BadRequest, Call, Dialect, Event, Report, Tally, request};
-use crate::server::refusal::{self, Family};
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, Tally, request};
+use crate::layer::refusal::{self, Family};
 
 /// What the template adds to each message.
 const TOKENS_PER_MESSAGE: u64 = 8;
@@ -26,17 +26,9 @@ const WRITTEN: [&str; 4] = ["tools", "tool_choice", "output_format", "output_con
 
 /// `POST /v1/messages`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AnthropicMessages;
+pub struct AnthropicMessages;
 
-impl Dialect for AnthropicMessages {
-    fn path(&self) -> &str {
-        "/messages"
-    }
-
-    fn family(&self) -> Family {
-        Family::Anthropic
-    }
-
+impl Estimate for AnthropicMessages {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         let fields = request::fields(&body)?;
         let model = request::model(&fields)?;
@@ -46,7 +38,9 @@ impl Dialect for AnthropicMessages {
         let prompt = prompt(&fields, &model)?;
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body: body.clone(), hide_usage: false })
     }
+}
 
+impl ReadUsage for AnthropicMessages {
     fn event(&self, event: &[u8]) -> Event {
         #[derive(Deserialize)]
         struct Sent<'a> {
@@ -82,6 +76,16 @@ impl Dialect for AnthropicMessages {
             content: TextBytes,
         }
         serde_json::from_slice::<Answer>(answer).map_or(answer.len() as u64, |answer| answer.content.0)
+    }
+}
+
+impl Dialect for AnthropicMessages {
+    fn path(&self) -> &str {
+        "/messages"
+    }
+
+    fn family(&self) -> Family {
+        Family::Anthropic
     }
 
     fn cut(&self, why: &str) -> String {

@@ -6,13 +6,13 @@
 //! body, and what is reserved for an output without a cap if the body names none. Where
 //! the answer carries a usage object of any shape it is charged, else the estimate stays.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::prompt::{AUDIO_BYTES_PER_TOKEN, Prompt};
-use super::{BadRequest, Call, Dialect, Event, Report, request};
-use crate::server::refusal::Family;
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, request};
+use crate::layer::refusal::Family;
 
 /// How much of a form is searched for the name of its model: forms put it beside the
 /// file, and a file must not be searched for what looks like it.
@@ -28,7 +28,7 @@ const MAX_BOUNDARY: usize = 70;
 
 /// A path that has no dialect of its own.
 #[derive(Clone, Debug)]
-pub(crate) struct Other {
+pub struct Other {
     path: String,
     /// What separates the parts of a form, if the body is one.
     boundary: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Other {
 
 impl Other {
     /// Returns the dialect of this path below the base, for a body of this type.
-    pub(crate) fn new(path: &str, content_type: &str) -> Self {
+    pub fn new(path: &str, content_type: &str) -> Self {
         let boundary = content_type
             .split_once(';')
             .filter(|(media_type, _)| media_type.trim().eq_ignore_ascii_case("multipart/form-data"));
@@ -48,19 +48,7 @@ impl Other {
     }
 }
 
-impl Dialect for Other {
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn family(&self) -> Family {
-        if self.path == "/messages" || self.path.starts_with("/messages/") { Family::Anthropic } else { Family::OpenAi }
-    }
-
-    fn is_known(&self) -> bool {
-        false
-    }
-
+impl Estimate for Other {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         if let Some(boundary) = &self.boundary {
             let model = form_field(&body, boundary, "model");
@@ -80,7 +68,9 @@ impl Dialect for Other {
         let prompt = prompt.tokens(&model);
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body: body.clone(), hide_usage: false })
     }
+}
 
+impl ReadUsage for Other {
     fn report(&self, answer: &[u8]) -> Report {
         #[derive(Deserialize)]
         struct Answer<'a> {
@@ -103,6 +93,20 @@ impl Dialect for Other {
 
     fn text_bytes(&self, answer: &[u8]) -> u64 {
         answer.len() as u64
+    }
+}
+
+impl Dialect for Other {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn family(&self) -> Family {
+        if self.path == "/messages" || self.path.starts_with("/messages/") { Family::Anthropic } else { Family::OpenAi }
+    }
+
+    fn is_known(&self) -> bool {
+        false
     }
 }
 

@@ -4,14 +4,14 @@
 //! invariant it keeps: text counts where it is generated and not again where it is
 //! repeated; what the upstream remembers counts with the default of `prompt.rs`.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fields::Fields;
 use super::prompt::{Prompt, UNSEEN_TOKENS};
 use super::text::TextBytes;
-use super::{BadRequest, Call, Dialect, Event, Report, request};
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, request};
 
 /// What the template adds to each item: role, separators and a name.
 const TOKENS_PER_ITEM: u64 = 8;
@@ -24,13 +24,9 @@ const REMEMBERED: [&str; 3] = ["previous_response_id", "conversation", "prompt"]
 
 /// `POST /v1/responses`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenAiResponses;
+pub struct OpenAiResponses;
 
-impl Dialect for OpenAiResponses {
-    fn path(&self) -> &str {
-        "/responses"
-    }
-
+impl Estimate for OpenAiResponses {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         let fields = request::fields(&body)?;
         let model = request::model(&fields)?;
@@ -39,7 +35,9 @@ impl Dialect for OpenAiResponses {
         let prompt = prompt(&fields, &model)?;
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body: body.clone(), hide_usage: false })
     }
+}
 
+impl ReadUsage for OpenAiResponses {
     fn event(&self, event: &[u8]) -> Event {
         #[derive(Deserialize)]
         struct Sent<'a> {
@@ -69,6 +67,12 @@ impl Dialect for OpenAiResponses {
             output: TextBytes,
         }
         serde_json::from_slice::<Answer>(answer).map_or(answer.len() as u64, |answer| answer.output.0)
+    }
+}
+
+impl Dialect for OpenAiResponses {
+    fn path(&self) -> &str {
+        "/responses"
     }
 
     fn cut(&self, why: &str) -> String {

@@ -6,15 +6,15 @@
 
 use std::borrow::Cow;
 
-use axum::body::Bytes;
-use hyper::body::Buf;
+use bytes::Buf;
+use bytes::Bytes;
 
 /// The longest event that is looked into; longer ones pass unread.
 const MAX_EVENT: usize = 1 << 20;
 
 /// Cuts a stream into events.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub struct Events {
     pending: Vec<u8>,
     /// How much of `pending` holds no end of an event.
     scanned: usize,
@@ -24,7 +24,7 @@ impl Events {
     /// Takes in bytes and returns those that complete events, without the events that
     /// `keep` refuses. `keep` is shown the data of each event; of one that is too long,
     /// all of it that came.
-    pub(super) fn push(&mut self, mut bytes: impl Buf, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+    pub fn push(&mut self, mut bytes: impl Buf, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
         while bytes.has_remaining() {
             let chunk = bytes.chunk();
             self.pending.extend_from_slice(chunk);
@@ -55,7 +55,7 @@ impl Events {
 
     /// Returns what is held back: an event that nothing ended but the stream itself, which
     /// `keep` is shown, too.
-    pub(super) fn rest(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+    pub fn rest(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
         let rest = std::mem::take(&mut self.pending);
         let data = data(&rest);
         if data.is_empty() || keep(&data) { Bytes::from(rest) } else { Bytes::new() }

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::BoxError;
-use axum::body::Bytes;
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::dialect::Dialect;
 use super::metering::Charge;
 use super::sse::Events;
+
+/// Why a body broke off.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The longest answer that is kept to read its usage at the end.
 const MAX_ANSWER: usize = 8 << 20;
@@ -27,27 +29,41 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How the answer comes.
 #[derive(Debug)]
-pub(super) enum Form {
+pub enum Form {
     /// In one piece; the usage is in it.
-    Whole { answer: Vec<u8>, failed: bool },
+    Whole {
+        /// What came of it so far.
+        answer: Vec<u8>,
+        /// Its status says that it failed.
+        failed: bool,
+    },
     /// As server-sent events.
-    Stream { events: Events, hide_usage: bool },
+    Stream {
+        /// Where it is cut.
+        events: Events,
+        /// The caller did not ask for the event that carries usage alone.
+        hide_usage: bool,
+    },
     /// In an encoding that nobody asked for: it passes unread.
     Unreadable,
 }
 
 impl Form {
-    pub(super) fn whole(failed: bool) -> Self {
+    /// Returns the form of an answer in one piece.
+    pub fn whole(failed: bool) -> Self {
         Self::Whole { answer: Vec::new(), failed }
     }
 
-    pub(super) fn stream(hide_usage: bool) -> Self {
+    /// Returns the form of an answer in events.
+    pub fn stream(hide_usage: bool) -> Self {
         Self::Stream { events: Events::default(), hide_usage }
     }
 }
 
-/// An answer's body with its reservation.
-pub(super) struct Metered<B> {
+/// An answer's body with its reservation: settled with the use as soon as it is known, and at
+/// the latest when the body ends, fails or is dropped.
+#[derive(Debug)]
+pub struct Metered<B> {
     inner: B,
     charge: Charge,
     dialect: Arc<dyn Dialect>,
@@ -66,7 +82,9 @@ enum End {
 }
 
 impl<B> Metered<B> {
-    pub(super) fn new(inner: B, mut charge: Charge, dialect: Arc<dyn Dialect>, form: Form, idle: Duration) -> Self {
+    /// Returns the body with the reservation that pays for it.
+    #[doc(hidden)]
+    pub fn new(inner: B, mut charge: Charge, dialect: Arc<dyn Dialect>, form: Form, idle: Duration) -> Self {
         if matches!(form, Form::Stream { .. }) {
             charge.stream();
         }

@@ -16,40 +16,43 @@ mod request;
 mod text;
 mod usage;
 
-use axum::body::Bytes;
+use std::fmt;
 
-pub(crate) use anthropic_messages::AnthropicMessages;
-pub(crate) use openai_chat::OpenAiChat;
-pub(crate) use openai_completions::OpenAiCompletions;
-pub(crate) use openai_embeddings::OpenAiEmbeddings;
-pub(crate) use openai_responses::OpenAiResponses;
-pub(crate) use other::Other;
-pub(crate) use usage::{Report, Tally, Usage};
+use bytes::Bytes;
 
-use super::refusal::{self, Family};
+pub use anthropic_messages::AnthropicMessages;
+pub use openai_chat::OpenAiChat;
+pub use openai_completions::OpenAiCompletions;
+pub use openai_embeddings::OpenAiEmbeddings;
+pub use openai_responses::OpenAiResponses;
+pub use other::Other;
+pub use usage::{Report, Tally, Usage};
+
+use super::refusal;
+pub use super::refusal::Family;
 
 /// What one request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
+pub struct Call {
     /// The name the caller uses for the model.
-    pub(crate) model: String,
+    pub model: String,
     /// An upper bound of the prompt's tokens.
-    pub(crate) prompt: u64,
+    pub prompt: u64,
     /// The largest output cap of one choice, if the request names one; zero where the
     /// API has no output.
-    pub(crate) cap: Option<u64>,
+    pub cap: Option<u64>,
     /// How many choices are asked for.
-    pub(crate) choices: u64,
+    pub choices: u64,
     /// What is sent upstream: the caller's bytes, but for what usage needs.
-    pub(crate) body: Bytes,
+    pub body: Bytes,
     /// Usage was asked for on our own account: the caller does not expect its chunk.
-    pub(crate) hide_usage: bool,
+    pub hide_usage: bool,
 }
 
 impl Call {
     /// Returns the body with the upstream's own name for the model, where it has one; every
     /// other byte of a value stays as it was written.
-    pub(crate) fn body_for(&self, upstream_model: Option<&str>) -> Bytes {
+    pub fn body_for(&self, upstream_model: Option<&str>) -> Bytes {
         let Some(model) = upstream_model else { return self.body.clone() };
         match request::fields(&self.body) {
             Ok(fields) => fields.with("model", &serde_json::Value::from(model).to_string()),
@@ -60,42 +63,68 @@ impl Call {
 
 /// A request that cannot be understood; the caller can mend it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadRequest {
-    pub(crate) message: String,
+pub struct BadRequest {
+    /// What is wrong, for the caller.
+    pub message: String,
     /// The field that is wrong.
-    pub(crate) param: Option<&'static str>,
+    pub param: Option<&'static str>,
 }
 
 impl BadRequest {
-    fn new(param: impl Into<Option<&'static str>>, message: impl Into<String>) -> Self {
+    /// Returns what is wrong with a field, or with all of it.
+    pub fn new(param: impl Into<Option<&'static str>>, message: impl Into<String>) -> Self {
         Self { message: message.into(), param: param.into() }
     }
 }
 
 /// What one server-sent event means for the count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Event {
-    pub(crate) report: Report,
+pub struct Event {
+    /// What it says of the use.
+    pub report: Report,
     /// Bytes of generated text: at least as many as its tokens.
-    pub(crate) text_bytes: u64,
+    pub text_bytes: u64,
     /// It carries usage and nothing else.
-    pub(crate) only_usage: bool,
+    pub only_usage: bool,
     /// Nothing that counts comes after it.
-    pub(crate) last: bool,
+    pub last: bool,
     /// The upstream gives up.
-    pub(crate) failed: bool,
+    pub failed: bool,
 }
 
 impl Event {
     /// Returns what an event means that is not understood: it may be all text.
-    fn unread(event: &[u8]) -> Self {
+    pub fn unread(event: &[u8]) -> Self {
         Self { text_bytes: event.len() as u64, ..Self::default() }
     }
 }
 
-/// How one API is metered.
-pub(crate) trait Dialect: Send + Sync + 'static {
-    /// Returns the path below the upstream's base.
+/// Reads how much a request may use: its prompt and, if it names one, its cap.
+pub trait Estimate: fmt::Debug + Send + Sync + 'static {
+    /// Returns what the request asks for.
+    ///
+    /// # Errors
+    /// Says what the caller has to mend. Nothing was charged or sent.
+    fn call(&self, body: Bytes) -> Result<Call, BadRequest>;
+}
+
+/// Reads how much an answer used.
+pub trait ReadUsage: Send + Sync + 'static {
+    /// Returns what a whole answer says it used.
+    fn report(&self, answer: &[u8]) -> Report {
+        Report::in_answer(answer)
+    }
+
+    /// Returns what the data of one server-sent event means.
+    fn event(&self, event: &[u8]) -> Event;
+
+    /// Returns an upper bound of the tokens generated in a whole answer.
+    fn text_bytes(&self, answer: &[u8]) -> u64;
+}
+
+/// How one API is metered, and where and how it speaks.
+pub trait Dialect: Estimate + ReadUsage {
+    /// Returns the path below the API's base.
     fn path(&self) -> &str;
 
     /// Returns whose errors and credentials the API has.
@@ -108,23 +137,6 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     fn is_known(&self) -> bool {
         true
     }
-
-    /// Returns what the request asks for.
-    ///
-    /// # Errors
-    /// Says what the caller has to mend. Nothing was charged or sent.
-    fn call(&self, body: Bytes) -> Result<Call, BadRequest>;
-
-    /// Returns what a whole answer says it used.
-    fn report(&self, answer: &[u8]) -> Report {
-        Report::in_answer(answer)
-    }
-
-    /// Returns what the data of one server-sent event means.
-    fn event(&self, event: &[u8]) -> Event;
-
-    /// Returns an upper bound of the tokens generated in a whole answer.
-    fn text_bytes(&self, answer: &[u8]) -> u64;
 
     /// Returns the last event of a stream that the upstream broke off.
     fn cut(&self, why: &str) -> String {

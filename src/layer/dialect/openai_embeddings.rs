@@ -3,20 +3,16 @@
 //! Knows that there is a prompt and no output. Must not know limits. The invariant it
 //! keeps: nothing is reserved for an output that cannot come.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 
 use super::openai_completions::Texts;
-use super::{BadRequest, Call, Dialect, Event, Report, Tally, request};
+use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, Tally, request};
 
 /// `POST /v1/embeddings`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenAiEmbeddings;
+pub struct OpenAiEmbeddings;
 
-impl Dialect for OpenAiEmbeddings {
-    fn path(&self) -> &str {
-        "/embeddings"
-    }
-
+impl Estimate for OpenAiEmbeddings {
     fn call(&self, body: Bytes) -> Result<Call, BadRequest> {
         let fields = request::fields(&body)?;
         let model = request::model(&fields)?;
@@ -24,7 +20,9 @@ impl Dialect for OpenAiEmbeddings {
         let prompt = Texts::of(input.get(), "input")?.tokens;
         Ok(Call { model, prompt, cap: Some(0), choices: 1, body: body.clone(), hide_usage: false })
     }
+}
 
+impl ReadUsage for OpenAiEmbeddings {
     fn report(&self, answer: &[u8]) -> Report {
         Report::in_answer(answer).map(Tally::without_generation)
     }
@@ -35,6 +33,12 @@ impl Dialect for OpenAiEmbeddings {
 
     fn text_bytes(&self, _: &[u8]) -> u64 {
         0
+    }
+}
+
+impl Dialect for OpenAiEmbeddings {
+    fn path(&self) -> &str {
+        "/embeddings"
     }
 }
 

@@ -4,7 +4,7 @@
 //! prompts or answers. The invariant it keeps: of several caps the largest counts, as
 //! which one an upstream obeys is unknowable; and what is no cap is refused by its name.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::BadRequest;
