@@ -162,7 +162,7 @@ impl Estimate for Lines {
 impl ReadUsage for Lines {
     fn report(&self, answer: &[u8]) -> Report {
         let last = String::from_utf8_lossy(answer).lines().last().and_then(|line| line.parse().ok());
-        last.map_or(Report::None, |completion| Usage { prompt: 3, completion, total: 3 + completion }.into())
+        last.map_or(Report::None, |completion| Usage { prompt: 3, cached: 0, completion, total: 3 + completion }.into())
     }
 
     fn event(&self, _: &[u8]) -> Event {

@@ -115,9 +115,17 @@ pub(super) struct Deployment {
     #[serde(default)]
     pub(super) unreported: Text,
     #[serde(default)]
+    pub(super) weights: Weights,
+    #[serde(default)]
     pub(super) weight: Option<Spanned<i64>>,
     #[serde(default)]
     pub(super) order: Option<Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Weights {
+    pub(super) cached_input: Option<Spanned<f64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -285,6 +285,7 @@ impl<'a> Reader<'a> {
             reserve: Reserve::Auto,
             default_max_tokens: 4_096,
             unreported: Unreported::Reserved,
+            cached_input: None,
             weight: 1,
             // Those that name no order come after those that do.
             order: order.map_or(u32::MAX, |order| order as u32),

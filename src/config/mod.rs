@@ -25,7 +25,7 @@ use std::time::Duration;
 use quotum::cluster::{KeyRing, Seeds};
 pub(crate) use quotum::layer::{Reserve, Unreported};
 use quotum::ledger::{FirstWindow, OnSilence};
-use quotum::{Mode, Quota};
+use quotum::{Mode, Portion, Quota};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
@@ -173,6 +173,8 @@ pub(crate) struct Deployment {
     pub(crate) reserve: Reserve,
     pub(crate) default_max_tokens: u64,
     pub(crate) unreported: Unreported,
+    /// What a token of the prompt counts that was read from the cache; `None` is one.
+    pub(crate) cached_input: Option<Portion>,
     /// How often it is asked first among those of its model and order.
     pub(crate) weight: u32,
     /// Those of a lower order are asked first.

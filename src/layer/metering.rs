@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::dialect::{Call, Report, Tally, Usage};
-use crate::{Claim, Handle, Mode, Permit, Quota, Unit};
+use crate::{Claim, Handle, Mode, Permit, Portion, Quota, Unit};
 
 /// How many outputs are remembered.
 const OUTPUTS: usize = 1_000;
@@ -53,12 +53,16 @@ pub struct Metering {
     pub unreported: Unreported,
     /// The tokens of one output where a request names no cap and nothing was learned yet.
     pub default_max_tokens: u64,
+    /// What a token of the prompt counts that was read from the provider's cache: `None` as
+    /// much as any other, [`Portion::ZERO`] nothing. Providers differ in what they count
+    /// against a limit: Anthropic leaves such tokens out for most models.
+    pub cached_input: Option<Portion>,
 }
 
 impl Default for Metering {
-    /// Returns [`Reserve::Auto`], [`Unreported::Reserved`] and 4,096 tokens.
+    /// Returns [`Reserve::Auto`], [`Unreported::Reserved`], 4,096 tokens and no weight.
     fn default() -> Self {
-        Self { reserve: Reserve::Auto, unreported: Unreported::Reserved, default_max_tokens: 4_096 }
+        Self { reserve: Reserve::Auto, unreported: Unreported::Reserved, default_max_tokens: 4_096, cached_input: None }
     }
 }
 
@@ -267,7 +271,9 @@ impl Charge {
             self.meter.learn(usage.completion.div_ceil(self.choices.max(1)));
         }
         self.observer.estimated(self.reserved.amount(Unit::Tokens), usage.total);
-        permit.settle_claim(Claim::prompt_and_output(usage.prompt, usage.completion).with(Unit::Tokens, usage.total));
+        let free = self.meter.metering.cached_input.map_or(0, |weight| usage.cached - weight.of(usage.cached));
+        let claim = Claim::prompt_and_output(usage.prompt - free, usage.completion);
+        permit.settle_claim(claim.with(Unit::Tokens, usage.total - free));
     }
 
     fn unreported(&self, why: &'static str) {
@@ -331,7 +337,7 @@ impl Drop for Charge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Margin, Portion};
+    use crate::Margin;
     use bytes::Bytes;
 
     fn meter(reserve: Reserve) -> Meter {

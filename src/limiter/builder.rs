@@ -17,7 +17,7 @@ use crate::ledger::{Ledger, Mode, Quota, ReplicaId, WindowKind};
 pub struct Policy {
     /// What the limit promises. Deployments that share a limit must have one mode.
     pub mode: Mode,
-    /// How long [`Handle::acquire`] waits for rights from peers: two to three round trips
+    /// How long [`Handle::acquire`](crate::Handle::acquire) waits for rights from peers: two to three round trips
     /// between pods. Default 20 ms.
     pub wait: Duration,
     /// A reservation made this close to a window's end must fit in, and is charged to,

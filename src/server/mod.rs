@@ -219,6 +219,7 @@ fn embedded(stub: SocketAddr) -> Deployment {
         reserve: Reserve::Auto,
         default_max_tokens: 4_096,
         unreported: Unreported::Reserved,
+        cached_input: None,
         weight: 1,
         order: 1,
     }

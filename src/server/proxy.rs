@@ -268,8 +268,12 @@ fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Returns how a deployment is metered.
 fn meter(deployment: &Deployment) -> Meter {
-    let Deployment { reserve, unreported, default_max_tokens, .. } = *deployment;
-    Meter::new(Metering { reserve, unreported, default_max_tokens }, deployment.mode, deployment.quotas.clone())
+    let Deployment { reserve, unreported, default_max_tokens, cached_input, .. } = *deployment;
+    Meter::new(
+        Metering { reserve, unreported, default_max_tokens, cached_input },
+        deployment.mode,
+        deployment.quotas.clone(),
+    )
 }
 
 fn mend(bad: BadRequest) -> Refusal {

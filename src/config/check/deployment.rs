@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, Uri};
 use quotum::ledger::{LimitId, QuotaError, WindowKind, WindowLength};
-use quotum::{Mode, Quota, Unit};
+use quotum::{Mode, Portion, Quota, Unit};
 use serde_saphyr::{Location, Spanned};
 
 use super::kind::kind;
@@ -152,6 +152,18 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         }
         tokens.value.unsigned_abs()
     });
+    let cached_input = written.weights.cached_input.and_then(|weight| {
+        let portion = Portion::new(weight.value);
+        if portion.is_err() && weight.value != 1.0 {
+            let message = format!(
+                "{} is not a weight; write a number from 0 (tokens read from the cache are free) to 1 (they count like \
+                 others), such as 0.1",
+                weight.value
+            );
+            check.problem(weight.referenced, format!("{field}.weights.cached_input"), message);
+        }
+        portion.ok()
+    });
     let order = check.small(written.order.as_ref(), &format!("{field}.order")).unwrap_or(1);
     let (model, upstream) = (model?, upstream?);
     Some(Deployment {
@@ -169,6 +181,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         reserve,
         default_max_tokens,
         unreported,
+        cached_input,
         weight: 1,
         order,
     })

@@ -19,6 +19,8 @@ const MAX_TOKENS: u64 = 1 << 28;
 pub struct Usage {
     /// Tokens of the prompt, those of the cache among them.
     pub prompt: u64,
+    /// How many of them were read from the cache; at most all.
+    pub cached: u64,
     /// Tokens of the output, those of reasoning among them.
     pub completion: u64,
     /// All of them; at least their sum.
@@ -32,6 +34,8 @@ pub struct Tally {
     /// What Anthropic and Bedrock count beside the input and not in it.
     cache_written: Option<u64>,
     cache_read: Option<u64>,
+    /// What OpenAI and Gemini read from the cache and count in the input.
+    cached: Option<u64>,
     output: Option<u64>,
     total: Option<u64>,
 }
@@ -43,6 +47,7 @@ impl Tally {
             input: later.input.or(self.input),
             cache_written: later.cache_written.or(self.cache_written),
             cache_read: later.cache_read.or(self.cache_read),
+            cached: later.cached.or(self.cached),
             output: later.output.or(self.output),
             total: later.total.or(self.total),
         }
@@ -70,11 +75,12 @@ impl Tally {
             (Some(prompt), Some(completion), _) => (prompt, completion),
             (Some(prompt), None, Some(total)) => (prompt, total.saturating_sub(prompt)),
             (None, Some(completion), Some(total)) => (total.saturating_sub(completion), completion),
-            (None, None, Some(total)) => return Some(Usage { prompt: total, completion: total, total }),
+            (None, None, Some(total)) => return Some(Usage { prompt: total, cached: 0, completion: total, total }),
             (_, _, None) => return None,
         };
         let sum = prompt + completion;
-        Some(Usage { prompt, completion, total: self.total.unwrap_or(sum).max(sum) })
+        let cached = self.cache_read.or(self.cached).unwrap_or(0).min(prompt);
+        Some(Usage { prompt, cached, completion, total: self.total.unwrap_or(sum).max(sum) })
     }
 }
 
@@ -129,8 +135,14 @@ impl Report {
 
 impl From<Usage> for Report {
     fn from(usage: Usage) -> Self {
-        let Usage { prompt, completion, total } = usage;
-        Self::Told(Tally { input: Some(prompt), output: Some(completion), total: Some(total), ..Tally::default() })
+        let Usage { prompt, cached, completion, total } = usage;
+        Self::Told(Tally {
+            input: Some(prompt),
+            cached: Some(cached),
+            output: Some(completion),
+            total: Some(total),
+            ..Tally::default()
+        })
     }
 }
 
@@ -144,6 +156,11 @@ fn tally(fields: &Fields<'_>) -> Result<Tally, Lie> {
             _ => Err(Lie),
         },
     };
+    // Inside of the input; what is not understood there forgives nothing.
+    let cached = ["prompt_tokens_details", "input_tokens_details"].iter().find_map(|details| {
+        let details: Fields<'_> = serde_json::from_str(fields.get(details)?.get()).ok()?;
+        serde_json::from_str::<u64>(details.get("cached_tokens")?.get()).ok()
+    });
     let sum = |names: &[&str]| {
         let numbers = names.iter().map(|name| number(name)).collect::<Result<Vec<_>, _>>()?;
         Ok(numbers.into_iter().flatten().reduce(|a, b| a + b))
@@ -157,6 +174,7 @@ fn tally(fields: &Fields<'_>) -> Result<Tally, Lie> {
         input: inclusive.or(exclusive).or(gemini),
         cache_written: beside(&["cache_creation_input_tokens", "cacheWriteInputTokens"])?,
         cache_read: beside(&["cache_read_input_tokens", "cacheReadInputTokens"])?,
+        cached: cached.or(number("cachedContentTokenCount")?),
         output: number("completion_tokens")?
             .or(number("output_tokens")?)
             .or(number("outputTokens")?)
@@ -177,7 +195,11 @@ mod tests {
     }
 
     fn of(prompt: u64, completion: u64, total: u64) -> Option<Usage> {
-        Some(Usage { prompt, completion, total })
+        Some(Usage { prompt, cached: 0, completion, total })
+    }
+
+    fn cached(usage: Option<Usage>, cached: u64) -> Option<Usage> {
+        usage.map(|usage| Usage { cached, ..usage })
     }
 
     #[test]
@@ -188,17 +210,32 @@ mod tests {
             (
                 "anthropic",
                 r#"{"input_tokens":3,"cache_creation_input_tokens":10,"cache_read_input_tokens":100,"output_tokens":4}"#,
-                of(113, 4, 117),
+                cached(of(113, 4, 117), 100),
             ),
             (
                 "bedrock",
                 r#"{"inputTokens":3,"outputTokens":4,"totalTokens":117,"cacheReadInputTokens":100,"cacheWriteInputTokens":10}"#,
-                of(113, 4, 117),
+                cached(of(113, 4, 117), 100),
             ),
             (
                 "gemini",
                 r#"{"promptTokenCount":3,"candidatesTokenCount":4,"thoughtsTokenCount":5,"totalTokenCount":12}"#,
                 of(3, 9, 12),
+            ),
+            (
+                "chat, cached",
+                r#"{"prompt_tokens":30,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":20}}"#,
+                cached(of(30, 4, 34), 20),
+            ),
+            (
+                "responses, cached",
+                r#"{"input_tokens":30,"output_tokens":4,"input_tokens_details":{"cached_tokens":99}}"#,
+                cached(of(30, 4, 34), 30),
+            ),
+            (
+                "a lie about the cache forgives nothing",
+                r#"{"prompt_tokens":30,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":-20}}"#,
+                of(30, 4, 34),
             ),
             // LiteLLM repeats the cache beside a prompt that includes it.
             ("repeated", r#"{"prompt_tokens":30,"completion_tokens":4,"cache_read_input_tokens":20}"#, of(30, 4, 34)),
@@ -247,6 +284,6 @@ mod tests {
         let start = tally(r#"{"input_tokens":3,"cache_read_input_tokens":100,"output_tokens":1}"#).without_output();
         assert_eq!((start.usage(), start.prompt()), (None, Some(103)));
         let end = start.then(tally(r#"{"output_tokens":40}"#));
-        assert_eq!(end.usage(), of(103, 40, 143));
+        assert_eq!(end.usage(), cached(of(103, 40, 143), 100));
     }
 }

@@ -244,6 +244,7 @@ impl Answer {
         match self.exchange.shape {
             Shape::Chat | Shape::Completion => json!({
                 "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+                "prompt_tokens_details": {"cached_tokens": cached},
             }),
             Shape::Embedding => json!({"prompt_tokens": prompt, "total_tokens": prompt}),
             Shape::Responses => json!({

@@ -135,3 +135,15 @@ async fn the_stub_counts_what_it_was_sent() {
     );
     assert!(record["arrived_unix_ms"].is_u64() && record["service_us"].is_u64());
 }
+
+#[tokio::test]
+async fn tokens_of_the_cache_count_with_their_weight() {
+    let cached = [THIRTY, ("x-stub-prompt-tokens", "50"), ("x-stub-cached-tokens", "40")];
+    for (weights, used) in [("", 80), ("weights: { cached_input: 0.1 }", 44), ("weights: { cached_input: 0 }", 40)] {
+        for body in [hello(), streaming()] {
+            let bench = Bench::with(Extra { deployment: weights, ..Extra::default() }).await;
+            bench.chat(body, &cached).await;
+            assert_eq!(bench.tokens(), used, "{weights}");
+        }
+    }
+}
