@@ -10,7 +10,7 @@ use fleet::storm::{Storm, step};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use quotum::ledger::{Directory, RosterSettings, WindowKind, Zone};
-use quotum::{Claim, Denied, Mode, Quota};
+use quotum::{Claim, Denied, Mode, Quota, Unit};
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
@@ -106,6 +106,28 @@ fn a_refund_comes_back_to_a_bucket_after_its_slice_ended_unless_it_has_expired()
     fleet.run(1);
     // One slice has passed, so the oldest slice's rights had expired meanwhile.
     assert_eq!(fleet.drain_all(1), full - refill, "all but what would have expired comes back");
+}
+
+#[test]
+fn what_a_slice_leaves_is_in_the_next_one_and_is_used_once() {
+    let quota = Quota::tokens(60_000).per_minute().bucket(60_000);
+    let mut fleet = Fleet::joined(quota, START + 1_000, 1);
+    fleet.run_until(START + 2 * MINUTE);
+    let refill = quota.largest_claim() / quota.lifetime();
+    let slice_ms = MINUTE * refill / 60_000;
+    let mut taken = 0;
+    for slice in 0..20 {
+        assert!(fleet.pods[0].try_take(refill / 2), "slice {slice}");
+        taken += refill / 2;
+        fleet.run_until(fleet.now_ms + slice_ms + 1);
+    }
+    assert_eq!(fleet.drain_all(1), quota.largest_claim(), "half of each refill was used, so the bucket is full");
+    taken += quota.largest_claim();
+    let windows = fleet.pods[0].limiter.with_ledger(|ledger, _| ledger.open_windows(fleet::DEPLOYMENT, Unit::Tokens));
+    let open: u64 = windows.iter().map(|(_, reserved, refunded, _)| reserved - refunded).sum();
+    let closed = taken - open;
+    assert_eq!(closed % (refill / 2), 0, "{open} of {taken} in slices that are open");
+    assert!(windows.len() >= 8, "{windows:?}");
 }
 
 #[test]
