@@ -9,8 +9,16 @@
 //! batch is timed in CPU time of its own thread, and a ratio is the median over the rounds
 //! of the ratios *within* a round, so that a slow moment hits both sides of it.
 
+//!
+//! Whole servers are raced as processes instead, in turns of a second, in wall-clock time:
+//! `benches/proxy.rs`.
+
+mod callers;
 mod contender;
 mod measure;
+mod process;
 
+pub use callers::{Ask, Begun, Callers, Failure, open_loop};
 pub use contender::{Contender, contenders};
-pub use measure::{Figures, Times, race};
+pub use measure::{Figures, Times, median, race};
+pub use process::{Folder, Process, free_addrs, quotum};

@@ -119,7 +119,8 @@ fn side_by_side(laps: &[Lap]) -> bool {
     laps.len() == 1 || laps.iter().all(all_ran)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// Returns the middle value; the upper one of an even number.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
