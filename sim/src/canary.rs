@@ -4,6 +4,44 @@
 //! says and is told. Must not know how it will be caught. The invariant it keeps: without
 //! a canary nothing here changes anything.
 
+use std::num::NonZeroU64;
+
+use quotum::ledger::{WindowKind, Zone};
+use quotum::{Margin, Mode, Portion, Quota};
+
+/// The quota that replicas are given: the plan's, but for canaries.
+pub(crate) fn quota(canary: Option<Canary>, quota: Quota) -> Quota {
+    let with_amount = |amount: u64, kind: WindowKind| {
+        let other = Quota::new(quota.unit(), amount, quota.window().duration()).and_then(|quota| quota.of_kind(kind));
+        other.unwrap_or(quota)
+    };
+    match (canary, quota.kind()) {
+        (Some(Canary::SlicesTooLarge), kind @ WindowKind::Sliding { parts }) => {
+            with_amount(quota.amount() * (u64::from(parts) + 1) / u64::from(parts), kind)
+        }
+        (Some(Canary::RightsLiveTooLong), WindowKind::Bucket { burst }) => {
+            let longer = NonZeroU64::new(burst.get() * 3 / 2).unwrap_or(burst);
+            with_amount(quota.amount(), WindowKind::Bucket { burst: longer })
+        }
+        (Some(Canary::NotVested), WindowKind::Day { .. }) => quota.at_once(),
+        (Some(Canary::WrongMidnight), WindowKind::Day { .. }) => {
+            with_amount(quota.amount(), WindowKind::Day { zone: Zone::UTC })
+        }
+        _ => quota,
+    }
+}
+
+/// The mode that replicas are given: the plan's, but for canaries.
+pub(crate) fn mode(canary: Option<Canary>, mode: Mode) -> Mode {
+    match (canary, mode) {
+        (Some(Canary::AllowanceTwice), Mode::Elastic { beta }) => {
+            Mode::Elastic { beta: Portion::new(beta.as_part() * 2.0).unwrap_or(beta) }
+        }
+        (Some(Canary::MarginForgotten), Mode::Sum { .. }) => Mode::Sum { margin: Margin::Fixed(Portion::ZERO) },
+        _ => mode,
+    }
+}
+
 /// One planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Canary {
@@ -35,6 +73,18 @@ pub(crate) enum Canary {
     AnswersLost,
     SilentRefusal,
     LeaksRefund,
+    SlicesTooLarge,
+    RightsLiveTooLong,
+    CarriedAndKept,
+    InstalmentTwice,
+    NotVested,
+    WrongMidnight,
+    AllowanceGivenAway,
+    AllowanceTwice,
+    MarginForgotten,
+    OldLimitKept,
+    ShareInTwoVersions,
+    SwitchInsideAWindow,
 }
 
 impl Canary {
@@ -103,7 +153,49 @@ impl Canary {
         (Self::AnswersLost, "answers-lost", "a member never answers newcomers", "swarm"),
         (Self::SilentRefusal, "silent-refusal", "a request is refused although this replica covers it", "swarm"),
         (Self::LeaksRefund, "refund-lost", "a refund is not put back", "swarm"),
+        (
+            Self::SlicesTooLarge,
+            "slices-too-large",
+            "each of the parts of a sliding window lets amount / parts through: one part too many fits an interval",
+            "sliding",
+        ),
+        (Self::RightsLiveTooLong, "expired-rights", "a bucket's rights live longer than its burst allows", "bucket"),
+        (
+            Self::CarriedAndKept,
+            "carried-and-kept",
+            "rights received in one slice of a bucket are counted in the next one, too",
+            "bucket",
+        ),
+        (Self::InstalmentTwice, "instalment-twice", "each instalment of a day is dealt to two workers of a pod", "day"),
+        (Self::NotVested, "not-vested", "a day's amount is all there at midnight, though it should vest", "day"),
+        (Self::WrongMidnight, "wrong-midnight", "days begin when they begin in Greenwich", "day"),
+        (
+            Self::AllowanceGivenAway,
+            "allowance-given-away",
+            "a donor gives away its allowance too, which no right covers",
+            "elastic",
+        ),
+        (Self::AllowanceTwice, "allowance-twice", "a share's allowance is credited twice", "elastic"),
+        (Self::MarginForgotten, "margin-forgotten", "the margin of sum is not held back", "sum-alone"),
+        (Self::OldLimitKept, "old-limit-kept", "one replica goes on with the old limit", "limit-change"),
+        (
+            Self::ShareInTwoVersions,
+            "two-versions",
+            "a replica takes its share in the old version and in the new one",
+            "limit-change",
+        ),
+        (
+            Self::SwitchInsideAWindow,
+            "switch-inside",
+            "a replica switches inside a window, with a share of the new version",
+            "limit-change",
+        ),
     ];
+
+    /// Says whether it configures replicas with something that is not their quota.
+    pub(crate) const fn is_configured(self) -> bool {
+        matches!(self, Self::SlicesTooLarge | Self::RightsLiveTooLong | Self::NotVested | Self::WrongMidnight)
+    }
 
     /// Returns the canary with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {

@@ -3,11 +3,18 @@
 //! Knows what is worth attacking and measuring. Must not know how. The invariant it
 //! keeps: every promise of docs/guarantees.md is attacked by a scenario here.
 
+mod efficiency;
+mod kinds;
+
 use std::time::Duration;
 
 use quotum::ledger::{Directory, FirstWindow, OnSilence};
-use quotum::{Quota, Unit};
+use quotum::{Mode, Quota, Unit};
 
+use self::efficiency::{
+    few_requests, healthy, hundred, partition, partition_uniform, rolling, rolling_killed, tight, underload_10,
+    underload_30, underload_caps,
+};
 use crate::Micros;
 use crate::fault::{Fault, Scheduled, Swarm};
 use crate::rng::Rng;
@@ -15,6 +22,9 @@ use crate::scenario::{Network, Plan, Promise, Requires, Scenario, strict_setting
 use crate::workload::{Costs, Shape, Workload};
 
 const SECOND: Micros = 1_000_000;
+
+/// Where a run starts: 2027-01-15T08:00:00Z, a whole number of every window but days.
+pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
 
 /// Every scenario, in the order in which a sweep runs them.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -24,6 +34,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         most_seeds: u64::MAX,
         twice_every: 1,
         draw: swarm,
+        requires: Requires { uncovered: true, sometimes: SWARM_SOMETIMES, ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "swarm-strict",
+        about: "the same seeds, all of them strict and in fixed windows that never change",
+        most_seeds: u64::MAX,
+        twice_every: 1,
+        draw: swarm_faults,
         requires: Requires { uncovered: true, sometimes: SWARM_SOMETIMES, ..Requires::NOTHING },
     },
     Scenario {
@@ -162,6 +180,105 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         draw: few_requests,
         requires: Requires { efficiency: 0.99, ..Requires::NOTHING },
     },
+    Scenario {
+        name: "sliding",
+        about: "every interval of a window's length: healthy, and the swarm's faults in half of the seeds",
+        most_seeds: 200,
+        twice_every: 6,
+        draw: kinds::sliding,
+        requires: Requires { efficiency: 0.80, ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "bucket",
+        about: "a continuous token bucket never runs dry: healthy, and the swarm's faults in half of the seeds",
+        most_seeds: 200,
+        twice_every: 6,
+        draw: kinds::bucket,
+        requires: Requires { efficiency: 0.90, ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "day",
+        about: "local days of 23, 24 and 25 hours that vest or come at once, with crashes and replacements in half",
+        most_seeds: 60,
+        twice_every: 10,
+        draw: kinds::day,
+        requires: Requires { efficiency: 0.98, ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "several-windows",
+        about: "three windows of one unit at once, of different kinds",
+        most_seeds: 100,
+        twice_every: 6,
+        draw: kinds::several_windows,
+        requires: Requires::NOTHING,
+    },
+    Scenario {
+        name: "kinds-upstream",
+        about: "the upstream's own count of sliding windows and buckets, by arrival within the edge",
+        most_seeds: 100,
+        twice_every: 6,
+        draw: kinds::upstream,
+        requires: Requires::NOTHING,
+    },
+    Scenario {
+        name: "elastic",
+        about: "at most (1 + beta) of the limit, in the swarm's faults",
+        most_seeds: 400,
+        twice_every: 6,
+        draw: kinds::elastic,
+        requires: Requires::NOTHING,
+    },
+    Scenario {
+        name: "sum",
+        about: "the known use less a margin of 5 %: healthy, and the swarm's faults in half of the seeds",
+        most_seeds: 400,
+        twice_every: 6,
+        draw: kinds::sum_fixed,
+        requires: Requires::NOTHING,
+    },
+    Scenario {
+        name: "sum-auto",
+        about: "the same with a margin that is measured",
+        most_seeds: 400,
+        twice_every: 6,
+        draw: kinds::sum_auto,
+        requires: Requires::NOTHING,
+    },
+    Scenario {
+        name: "sum-alone",
+        about: "sum with a margin of 10 %, and nobody hears anybody: the bound itself",
+        most_seeds: 100,
+        twice_every: 6,
+        draw: kinds::sum_alone,
+        requires: Requires { sometimes: &[("over the limit, as the mode allows", 0.9)], ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "limit-change",
+        about: "limits rise and fall, replica by replica, in the swarm's faults: at most the larger one, then the new",
+        most_seeds: 400,
+        twice_every: 6,
+        draw: kinds::limit_change,
+        requires: Requires {
+            sometimes: &[("limits change", 0.99), ("limits changed everywhere", 0.9)],
+            ..Requires::NOTHING
+        },
+    },
+    Scenario {
+        name: "limit-halved",
+        about: "efficiency: limits halved or doubled replica by replica without faults, against the larger limit",
+        most_seeds: 60,
+        twice_every: 6,
+        draw: kinds::limit_halved,
+        requires: Requires { efficiency: 0.95, ..Requires::NOTHING },
+    },
+    Scenario {
+        name: "limit-unknown",
+        about: "efficiency: a new deployment rolled out pod by pod, from the first pod that knows it on",
+        most_seeds: 60,
+        twice_every: 6,
+        draw: kinds::limit_unknown,
+        requires: Requires { efficiency: 0.95, ..Requires::NOTHING },
+    },
 ];
 
 /// What the swarm must reach, and in which share of seeds at least.
@@ -218,6 +335,9 @@ fn base(seed: u64, rng: &mut Rng, slots: usize, window_s: u64) -> Plan {
     Plan {
         seed,
         quotas: vec![Quota::tokens(100_000).per(window)],
+        mode: Mode::Strict,
+        midnights: Vec::new(),
+        unknown: false,
         slots,
         ghosts: 0,
         start_spread: 300_000,
@@ -269,6 +389,14 @@ fn size(plan: &mut Plan, reservations: f64, load: f64) {
 }
 
 fn swarm(seed: u64) -> Plan {
+    let mut plan = swarm_faults(seed);
+    // From streams of their own, so that faults and workload stay what they are.
+    kinds::vary(&mut plan, seed);
+    plan
+}
+
+/// The storm without its kinds and modes: strict, in fixed windows.
+fn swarm_faults(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, "swarm");
     let rng = &mut rng;
     let slots = rng.pick(&[1, 2, 3, 4, 5, 5, 5, 5, 6, 7, 8]);
@@ -434,149 +562,4 @@ fn clocks(seed: u64) -> Plan {
         limits: 1.0,
     };
     plan
-}
-
-fn healthy(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "healthy");
-    let slots = rng.pick(&[2, 3, 5, 10, 10, 30]);
-    let mut plan = base(seed, &mut rng, slots, 20);
-    plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf, Shape::One, Shape::Bursts]);
-    let load = rng.pick(&[0.5, 0.9, 1.0, 1.5, 5.0]);
-    let reservations = rng.pick(&[20.0, 40.0, 100.0]);
-    size(&mut plan, reservations, load);
-    measured(plan)
-}
-
-/// Responses take up to half a window, as LLM answers do; three or four whole
-/// windows are compared.
-fn measured(mut plan: Plan) -> Plan {
-    plan.measure_from = Some(8 * SECOND);
-    plan.workload.hold = (plan.window() / 60, plan.window() / 2);
-    plan.end = plan.end.max(8 * SECOND + 4 * plan.window());
-    plan.storm = plan.end;
-    plan
-}
-
-fn tight(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "tight");
-    let slots = rng.pick(&[2, 3, 5, 10, 10, 30]);
-    let mut plan = base(seed, &mut rng, slots, 20);
-    plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf, Shape::One, Shape::Bursts]);
-    let load = rng.pick(&[0.9, 1.0, 1.5, 5.0]);
-    let reservations = rng.pick(&[1.0, 2.0, 5.0, 10.0, 20.0]);
-    size(&mut plan, reservations, load);
-    measured(plan)
-}
-
-fn hundred(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "hundred");
-    let mut plan = base(seed, &mut rng, 100, 10);
-    plan.interval = Duration::from_millis(250);
-    plan.wait = Duration::from_millis(50);
-    plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf]);
-    let reservations = rng.pick(&[3.0, 10.0]);
-    let load = rng.pick(&[1.0, 1.5, 5.0]);
-    size(&mut plan, reservations, load);
-    let mut plan = measured(plan);
-    plan.end = 30 * SECOND;
-    plan.storm = plan.end;
-    plan
-}
-
-fn partition(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "partition");
-    let shape = rng.pick(&[Shape::Uniform, Shape::Zipf, Shape::One, Shape::Bursts]);
-    partition_of(seed, &mut rng, shape)
-}
-
-fn partition_uniform(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "partition-uniform");
-    partition_of(seed, &mut rng, Shape::Uniform)
-}
-
-fn partition_of(seed: u64, rng: &mut Rng, shape: Shape) -> Plan {
-    let slots = rng.pick(&[4, 6, 9]);
-    let mut plan = base(seed, rng, slots, 20);
-    plan.workload.shape = shape;
-    let load = rng.pick(&[1.0, 1.5, 5.0]);
-    let reservations = rng.pick(&[20.0, 40.0]);
-    size(&mut plan, reservations, load);
-    // Somewhere inside a window, and for longer than one.
-    let at = 30 * SECOND + rng.below(20 * SECOND);
-    let split = Fault::Split { ways: rng.between(2, 3) as usize, salt: rng.next() };
-    plan.faults.push(Scheduled { at, until: at + rng.between(28 * SECOND, 36 * SECOND), fault: split });
-    measured(plan)
-}
-
-/// All replicas replaced within 0.7 of a window of a minute.
-fn rolling(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "rolling");
-    let slots = rng.pick(&[3, 5, 9]);
-    let mut plan = base(seed, &mut rng, slots, 60);
-    plan.settings.directory = Directory::Name;
-    plan.drain = 35 * SECOND;
-    let load = rng.pick(&[0.9, 1.5, 5.0]);
-    size(&mut plan, 28.0, load);
-    let rolling = Fault::Rolling { pause: 42 * SECOND / slots as u64, same_slot: false };
-    let at = 70 * SECOND + rng.below(60 * SECOND);
-    plan.faults.push(Scheduled { at, until: at + 1, fault: rolling });
-    measured(plan)
-}
-
-fn rolling_killed(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "rolling-killed");
-    let mut plan = rolling(seed);
-    plan.settings.directory = Directory::Static;
-    let first = plan.faults.first().map_or(0, |fault| fault.at);
-    plan.faults.clear();
-    for slot in 0..plan.slots {
-        let at = first + slot as u64 * 42 * SECOND / plan.slots as u64;
-        let crash = Fault::Crash { slot, down: Some(rng.between(100_000, 2 * SECOND)), same_slot: true };
-        plan.faults.push(Scheduled { at, until: at + 1, fault: crash });
-    }
-    plan
-}
-
-/// Reservations close to use: with caps far above it, 0.9 of the limit in tokens used is
-/// more than the limit in tokens reserved, and a central counter refuses too.
-fn underload(seed: u64, rng: &mut Rng, slots: usize) -> Plan {
-    let mut plan = base(seed, rng, slots, 20);
-    plan.workload.costs = Costs::Close { scale: 1.0 };
-    let reservations = rng.pick(&[20.0, 30.0, 60.0]);
-    plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf, Shape::Bursts]);
-    size(&mut plan, reservations, 0.9);
-    measured(plan)
-}
-
-fn underload_10(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "underload-10");
-    let slots = rng.pick(&[2, 3, 5, 10]);
-    underload(seed, &mut rng, slots)
-}
-
-fn underload_30(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "underload-30");
-    underload(seed, &mut rng, 30)
-}
-
-fn underload_caps(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "underload-caps");
-    let slots = rng.pick(&[2, 3, 5, 10]);
-    let mut plan = underload(seed, &mut rng, slots);
-    plan.workload.costs = Costs::Llm { scale: 1.0 };
-    let reservations = rng.pick(&[20.0, 30.0, 60.0]);
-    size(&mut plan, reservations, 0.9);
-    plan
-}
-
-fn few_requests(seed: u64) -> Plan {
-    let mut rng = Rng::stream(seed, "few-requests");
-    let mut plan = base(seed, &mut rng, 30, 60);
-    plan.quotas = vec![Quota::requests(10).per_minute()];
-    plan.workload.costs = Costs::Flat { tokens: 1 };
-    plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf]);
-    plan.workload.rate = rng.pick(&[0.25, 0.5, 2.0]);
-    plan.end = 240 * SECOND;
-    plan.storm = plan.end;
-    measured(plan)
 }

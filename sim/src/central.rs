@@ -11,12 +11,16 @@ use std::collections::{BTreeMap, BinaryHeap};
 use quotum::{Quota, Unit};
 
 use crate::Micros;
+use crate::promise::{Allowed, Log};
 use crate::workload::{End, Request};
 
 /// One counter, or one for each component.
 #[derive(Debug)]
 pub(crate) struct Central {
     quotas: Vec<Quota>,
+    /// Of the same kind, where that is not fixed: a log that forgets nothing, a bucket that
+    /// refills continuously, local days.
+    logs: Vec<Option<Log>>,
     edge_ms: u64,
     /// What is left, by component, quota and window.
     left: BTreeMap<(usize, usize, u64), i64>,
@@ -34,15 +38,17 @@ struct Settlement {
     order: u64,
     component: usize,
     quota: usize,
+    /// The window's number, or the instant of the reservation where there is a log.
     window: u64,
     /// Given back; negative is charged in addition.
     back: i64,
 }
 
 impl Central {
-    pub(crate) fn new(quotas: &[Quota], edge_ms: u64) -> Self {
+    pub(crate) fn new(quotas: &[Quota], midnights: &[u64], edge_ms: u64) -> Self {
         Self {
             quotas: quotas.to_vec(),
+            logs: quotas.iter().map(|quota| Log::of(quota, midnights)).collect(),
             edge_ms,
             left: BTreeMap::new(),
             parts: vec![1.0],
@@ -66,6 +72,10 @@ impl Central {
         self.settle_until(at);
         let mut charges = Vec::with_capacity(4);
         for (index, quota) in self.quotas.iter().enumerate() {
+            if self.logs[index].is_some() {
+                charges.push((index, now_ms, amount_of(quota.unit(), request, false)));
+                continue;
+            }
             let length = quota.window().ms().get();
             let window = now_ms / length;
             let amount = amount_of(quota.unit(), request, false);
@@ -74,13 +84,19 @@ impl Central {
                 charges.push((index, window, amount));
             }
         }
-        let covered = charges.iter().all(|(quota, window, amount)| self.left(component, *quota, *window) >= *amount);
+        let covered = charges.iter().all(|(quota, window, amount)| match &self.logs[*quota] {
+            Some(log) => log.over(now_ms, Allowed::of(&self.quotas[*quota])) + amount <= 0,
+            None => self.left(component, *quota, *window) >= *amount,
+        });
         if !covered {
             return false;
         }
         for (quota, window, amount) in charges {
-            *self.left.entry((component, quota, window)).or_default() -= amount;
-            if quota == 0 {
+            match &mut self.logs[quota] {
+                Some(log) => log.add(window, amount),
+                None => *self.left.entry((component, quota, window)).or_default() -= amount,
+            }
+            if quota == 0 && self.logs[0].is_none() {
                 *self.admitted.entry(window).or_default() += amount;
             }
             let back = match request.end {
@@ -124,10 +140,25 @@ impl Central {
         }
     }
 
+    /// Limits change, for all at once.
+    pub(crate) fn change(&mut self, quotas: &[Quota]) {
+        self.quotas = quotas.to_vec();
+    }
+
+    /// Returns what was charged of the first quota from one instant to another, if its kind
+    /// is not fixed.
+    pub(crate) fn logged(&self, from_ms: u64, to_ms: u64) -> Option<i64> {
+        self.logs[0].as_ref().map(|log| log.sum(from_ms, to_ms))
+    }
+
     /// Settles everything that ends before `at`.
     pub(crate) fn settle_until(&mut self, at: Micros) {
         while self.settlements.peek().is_some_and(|Reverse(next)| next.at <= at) {
             let Some(Reverse(next)) = self.settlements.pop() else { break };
+            if let Some(log) = &mut self.logs[next.quota] {
+                log.add(next.window, -next.back);
+                continue;
+            }
             *self.left.entry((next.component, next.quota, next.window)).or_default() += next.back;
             if next.quota == 0 {
                 *self.admitted.entry(next.window).or_default() -= next.back;

@@ -52,6 +52,9 @@ pub(crate) enum Fault {
     StaleDirectory(Micros),
     /// The directory's answers lack replicas that are alive.
     LyingDirectory,
+    /// The limits change to so many hundredths of what they were at the start. One slot after
+    /// the other is told, with this pause.
+    Limits { percent: u64, pause: Micros },
     /// An operator declares a live replica dead.
     ForgetAlive { slot: usize },
 }
@@ -82,6 +85,7 @@ impl Fault {
             Self::AllDie { .. } => "all die",
             Self::StaleDirectory(_) => "lagging directory",
             Self::LyingDirectory => "lying directory",
+            Self::Limits { .. } => "limits change",
             Self::ForgetAlive { .. } => "false proof of death",
         }
     }

@@ -15,6 +15,7 @@ mod corpus;
 mod events;
 mod fault;
 mod oracle;
+mod promise;
 mod report;
 mod rng;
 mod runner;

@@ -6,7 +6,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use quotum::Mode;
+use quotum::ledger::WindowKind;
+
 use crate::events::Outcome;
+use crate::fault::Fault;
 use crate::oracle::Violation;
 use crate::scenario::{Plan, Promise, Scenario};
 use crate::trace::Line;
@@ -27,6 +31,15 @@ pub(crate) struct Summary {
     pub(crate) wall_seconds: f64,
     pub(crate) reached: BTreeMap<&'static str, u64>,
     pub(crate) hash: u64,
+    /// How many seeds ran in each mode and each kind of window, and how many changed limits.
+    modes: BTreeMap<&'static str, u64>,
+    kinds: BTreeMap<&'static str, u64>,
+    changes: u64,
+    /// The most that was reserved over a limit in the modes that allow it.
+    allowed_max: i64,
+    over_limit_max: f64,
+    over_limit_sum: f64,
+    over_limit_count: u64,
 }
 
 impl Summary {
@@ -35,7 +48,17 @@ impl Summary {
         let figures = &outcome.figures;
         self.seeds += 1;
         self.windows += figures.windows;
-        self.overshoot_max = self.overshoot_max.max(figures.overshoot_max);
+        if plan.mode == Mode::Strict {
+            self.overshoot_max = self.overshoot_max.max(figures.overshoot_max);
+        } else {
+            self.allowed_max = self.allowed_max.max(figures.overshoot_max);
+            self.over_limit_max = self.over_limit_max.max(figures.over_limit_max);
+            self.over_limit_sum += figures.over_limit_sum;
+            self.over_limit_count += figures.over_limit_count;
+        }
+        *self.modes.entry(plan.mode.name()).or_default() += 1;
+        *self.kinds.entry(kind_of(plan)).or_default() += 1;
+        self.changes += u64::from(plan.faults.iter().any(|fault| matches!(fault.fault, Fault::Limits { .. })));
         self.uncovered_max = self.uncovered_max.max(figures.uncovered_max);
         self.violations += u64::from(outcome.violation.is_some());
         self.efficiencies.extend(outcome.efficiency);
@@ -84,7 +107,8 @@ impl Summary {
     pub(crate) fn json(&self, scenario: &Scenario) -> String {
         let number = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.6}"));
         let least = self.efficiencies.iter().copied().reduce(f64::min);
-        let mut text = format!("{{\"scenario\":\"{}\",\"layer\":\"events\",\"mode\":\"strict\"", scenario.name);
+        let mut text =
+            format!("{{\"scenario\":\"{}\",\"layer\":\"events\",\"mode\":\"{}\"", scenario.name, self.mode());
         let _ = write!(
             text,
             ",\"seeds\":{},\"windows\":{},\"overshoot_tokens_max\":{},\"uncovered_tokens_max\":{},\"violations\":{}",
@@ -104,21 +128,47 @@ impl Summary {
         );
         let _ = write!(
             text,
-            ",\"measured_over_bound_max\":{:.6},\"simulated_seconds\":{:.0},\"wall_seconds\":{:.2}}}",
+            ",\"measured_over_bound_max\":{:.6},\"simulated_seconds\":{:.0},\"wall_seconds\":{:.2}",
             self.measured_over_bound, self.simulated_seconds, self.wall_seconds
         );
+        let counts = |counts: &BTreeMap<&str, u64>| {
+            let each: Vec<String> = counts.iter().map(|(name, count)| format!("\"{name}\":{count}")).collect();
+            format!("{{{}}}", each.join(","))
+        };
+        let _ = write!(
+            text,
+            ",\"modes\":{},\"kinds\":{},\"limit_changes\":{},\"allowed_over_max\":{},\"over_limit_max\":{:.6},\"over_limit_mean\":{:.6}}}",
+            counts(&self.modes),
+            counts(&self.kinds),
+            self.changes,
+            self.allowed_max.max(0),
+            self.over_limit_max,
+            self.over_limit_mean()
+        );
         text
+    }
+
+    /// The mode of most seeds: of which `overshoot_tokens_max` speaks if that is `strict`.
+    fn mode(&self) -> &'static str {
+        self.modes.iter().max_by_key(|(_, count)| **count).map_or("strict", |(name, _)| name)
+    }
+
+    fn over_limit_mean(&self) -> f64 {
+        self.over_limit_sum / self.over_limit_count.max(1) as f64
     }
 
     /// Returns a line for people.
     pub(crate) fn line(&self, scenario: &Scenario) -> String {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
         format!(
-            "{:<20} {:>6} seeds {:>8} windows  over {:>6}  uncovered {:>7}  violations {:>3}  efficiency {:>6} (min {:>6})  components {:>6}  wrongful {:>6}  of bound {:.3}  {:.0} s in {:.1} s",
+            "{:<20} {:>6} seeds {:>8} windows  over {:>6}  allowed over {:>6} ({:.3} of a limit, mean {:.4})  uncovered {:>7}  violations {:>3}  efficiency {:>6} (min {:>6})  components {:>6}  wrongful {:>6}  of bound {:.3}  {:.0} s in {:.1} s",
             scenario.name,
             self.seeds,
             self.windows,
             self.overshoot_max.max(0),
+            self.allowed_max.max(0),
+            self.over_limit_max,
+            self.over_limit_mean(),
             self.uncovered_max.max(0),
             self.violations,
             number(mean(&self.efficiencies)),
@@ -169,6 +219,17 @@ pub(crate) fn failure(
     }
     let _ = writeln!(text, "{}", replay_command(scenario, plan.seed));
     text
+}
+
+/// The kind of a plan's windows; the first one that is not fixed.
+fn kind_of(plan: &Plan) -> &'static str {
+    let kinds = plan.quotas.iter().map(|quota| match quota.kind() {
+        WindowKind::Fixed => "fixed",
+        WindowKind::Sliding { .. } => "sliding",
+        WindowKind::Bucket { .. } => "bucket",
+        _ => "day",
+    });
+    kinds.reduce(|first, other| if first == "fixed" { other } else { first }).unwrap_or("fixed")
 }
 
 /// Returns the command that repeats a seed.

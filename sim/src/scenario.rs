@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-use quotum::Quota;
-use quotum::ledger::{Directory, FirstWindow, OnSilence, RosterSettings};
+use quotum::ledger::{Directory, FirstWindow, OnSilence, RosterSettings, WindowKind};
+use quotum::{Mode, Quota};
 
 use crate::Micros;
 use crate::fault::Scheduled;
@@ -52,6 +52,11 @@ impl Requires {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) quotas: Vec<Quota>,
+    pub(crate) mode: Mode,
+    /// The local midnights of the run, by the calendar, where a quota counts days.
+    pub(crate) midnights: Vec<u64>,
+    /// Whether replicas start without the deployment, and learn of it by a change of limits.
+    pub(crate) unknown: bool,
     /// How many slots there are at the start.
     pub(crate) slots: usize,
     /// Listed slots at the end of the list in which no process ever starts.
@@ -137,6 +142,11 @@ impl Plan {
     /// Returns the length of the window of the first quota.
     pub(crate) fn window(&self) -> Micros {
         self.quotas[0].window().ms().get() * 1_000
+    }
+
+    /// Says whether a part of an amount stays out of reach that a central counter has.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.quotas.iter().all(|quota| quota.kind() == WindowKind::Fixed)
     }
 
     pub(crate) fn is_named(&self) -> bool {

@@ -38,6 +38,40 @@ fn scenarios_that_break_a_condition_stay_within_its_bound() {
 }
 
 #[test]
+fn every_kind_and_mode_keeps_its_promise_while_limits_change() {
+    let names = ["sliding", "bucket", "several-windows", "kinds-upstream", "elastic", "sum", "sum-auto", "sum-alone"];
+    for name in names.into_iter().chain(["limit-change", "limit-halved", "limit-unknown"]) {
+        let scenario = scenario(name).expect("it exists");
+        for seed in 1..4 {
+            let outcome = run_seed(scenario, seed, false, None).expect("nothing panics");
+            assert_eq!(outcome.violation, None, "{name} seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn about_half_of_the_swarm_is_strict_in_fixed_windows() {
+    let swarm = scenario("swarm").expect("it exists");
+    let plans = (1..=400).map(|seed| (swarm.draw)(seed));
+    let usual = plans.filter(|plan| plan.is_plain() && plan.mode == quotum::Mode::Strict).count();
+    assert!((170..=230).contains(&usual), "{usual} of 400");
+}
+
+#[test]
+fn planted_bugs_of_kinds_and_modes_are_caught() {
+    let canaries = [Canary::SlicesTooLarge, Canary::CarriedAndKept, Canary::MarginForgotten, Canary::OldLimitKept];
+    for canary in canaries {
+        let (.., name) = Canary::ALL.iter().find(|(listed, ..)| *listed == canary).expect("it is listed");
+        let scenario = scenario(name).expect("it exists");
+        let caught = (1..20).any(|seed| match run_seed(scenario, seed, false, Some(canary)) {
+            Ok(outcome) => outcome.violation.is_some(),
+            Err(_) => true,
+        });
+        assert!(caught, "{canary:?}");
+    }
+}
+
+#[test]
 fn planted_bugs_are_caught() {
     let swarm = scenario("swarm").expect("it exists");
     for canary in [Canary::GiftWithoutDebit, Canary::DoubleSettle, Canary::GiftToAnother, Canary::ChargeOffByOne] {

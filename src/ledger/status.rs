@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::limits::Shape;
 use super::message::ReplicaId;
 use super::mode::Mode;
-use super::quota::{Quota, Standing, Unit};
+use super::quota::{Key, Quota, Standing, Unit};
 use super::roster::{Blocked, Directory};
 use super::version::Switch;
 use super::window::Timestamp;
@@ -162,12 +163,21 @@ impl Ledger {
         self.in_force(limit, now).map(|key| self.standing_of(key, now)).collect()
     }
 
-    /// Returns the counters of this replica for one quota in the open windows: window
-    /// start, reserved, refunded, rights. For an oracle outside.
+    /// Returns the counters of this replica for all quotas of one unit in the open windows:
+    /// window start, reserved, refunded, rights. For an oracle outside.
     pub fn open_windows(&self, limit: &str, unit: Unit) -> Vec<(Timestamp, u64, u64, u64)> {
+        self.open_windows_if(limit, |key| key.quota.unit() == unit)
+    }
+
+    /// As [`Ledger::open_windows`], for the windows of one quota, whatever its amount.
+    pub fn open_windows_of(&self, limit: &str, quota: Quota) -> Vec<(Timestamp, u64, u64, u64)> {
+        self.open_windows_if(limit, |key| Shape::of(key) == Shape::of(&Key { quota, ..*key }))
+    }
+
+    fn open_windows_if(&self, limit: &str, wanted: impl Fn(&Key) -> bool) -> Vec<(Timestamp, u64, u64, u64)> {
         let Some(&limit) = self.by_limit.get(&super::LimitId::of(limit)) else { return Vec::new() };
         let keys = self.limits[limit].slots.iter().map(|key| &self.keys[*key]);
-        keys.filter(|state| state.key.quota.unit() == unit)
+        keys.filter(|state| wanted(&state.key))
             .flat_map(|state| {
                 state.open.values().map(|account| {
                     let usage = account.usage(&state.ring);

@@ -41,6 +41,8 @@ impl World {
         for transmit in &mut transmits {
             match &mut transmit.message {
                 Message::Row(row) if row.replica == me => match canary {
+                    // A twentieth is what elastic allows at least in its scenario.
+                    Canary::AllowanceGivenAway => row.given.iter_mut().for_each(|(_, total)| *total += *total / 10 + 1),
                     Canary::DroppedHits => row.reserved -= row.reserved / 8,
                     Canary::GiftWithoutDebit => row.given.iter_mut().for_each(|(_, total)| *total += *total / 20 + 1),
                     _ => {}
@@ -63,6 +65,10 @@ impl World {
             messages.retain(|message| !matches!(message, Message::Row(row) if dead.contains(&row.replica)));
         }
         let first = self.replicas.iter().map(|other| other.id).find(|id| *id != me);
+        if canary == Canary::CarriedAndKept {
+            let kept: Vec<Message> = messages.iter().filter_map(|message| self.boundary.kept(message, me)).collect();
+            messages.extend(kept);
+        }
         for message in &mut messages {
             match message {
                 Message::Row(row) => self.boundary.mishear_row(canary, replica, me, from, first, local, row),
@@ -78,6 +84,16 @@ impl World {
 }
 
 impl Boundary {
+    /// Bug: what was received is counted in the slice after it once more.
+    fn kept(&self, message: &Message, me: ReplicaId) -> Option<Message> {
+        let Message::Row(row) = message else { return None };
+        let grid = row.key.quota.grid();
+        let next = grid.next(grid.window_of(row.window)?);
+        let given: Vec<_> = row.given.iter().copied().filter(|(to, total)| *to == me && *total > 0).collect();
+        let again = Row { window: next.id(), given, reserved: 0, refunded: 0, version: 0, ..row.clone() };
+        (!again.given.is_empty()).then_some(Message::Row(again))
+    }
+
     #[expect(clippy::too_many_arguments, reason = "everything a bug can mistake for something else")]
     fn mishear_row(
         &mut self,

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use quotum::ledger::{Obstacle, ReplicaId};
-use quotum::{Denied, Limiter};
+use quotum::ledger::{Grid, Obstacle, ReplicaId, WindowKind};
+use quotum::{Denied, Limiter, Mode, Quota, Timestamp};
 
 use super::queue::Event;
 use super::replicas::DEPLOYMENT;
@@ -36,10 +36,10 @@ impl World {
     fn open_windows(&self, limiter: &Limiter) -> Vec<(usize, u64, Open)> {
         let mut all = Vec::new();
         for (index, quota) in self.plan.quotas.iter().enumerate() {
-            let length = quota.window().ms().get();
-            let windows = limiter.with_ledger(|ledger, _| ledger.open_windows(DEPLOYMENT, quota.unit()));
+            let windows = limiter.with_ledger(|ledger, _| ledger.open_windows_of(DEPLOYMENT, *quota));
             for (start, reserved, refunded, rights) in windows {
-                all.push((index, start.unix_ms() / length, Open { reserved, refunded, rights }));
+                let number = quota.grid().window_at(start).number();
+                all.push((index, number, Open { reserved, refunded, rights }));
             }
         }
         all
@@ -85,14 +85,35 @@ impl World {
             }
         }
         for ((quota, window), rights) in sums {
-            let amount = self.plan.quotas[quota].amount();
-            let allowed = amount + self.plan.promise.allows(amount);
+            let allowed = self.rights_allowed(quota, window);
             if rights > allowed {
                 self.oracle.violated(self.at, "rights are conserved", || {
                     format!("{rights} rights exist in window {window}, {allowed} may")
                 });
             }
         }
+    }
+
+    /// How many rights may exist in a slice; of a day as many as have vested by the clock
+    /// that is furthest ahead.
+    fn rights_allowed(&self, quota: usize, window: u64) -> u64 {
+        let plan = &self.plan.quotas[quota];
+        let Grid::Even(length) = plan.grid() else {
+            let latest = self.replicas.iter().map(|replica| replica.latest_ms).max().unwrap_or(0);
+            let most = self.oracle.most_rights(quota, latest);
+            let Some((from, to)) = self.oracle.day(quota, latest).filter(|_| !plan.is_at_once()) else { return most };
+            if plan.grid().window_at(Timestamp::from_unix_ms(latest)).number() != window {
+                return most;
+            }
+            // A quarter at once, the rest in 144 equal steps; the first step is there at once.
+            let steps = ((latest - from) * 144 / (to - from) + 1).min(144);
+            return (most as f64 * (0.25 + 0.75 * steps as f64 / 144.0) + 1e-6) as u64;
+        };
+        // What was used above reservations in an ended slice of a bucket is covered there with
+        // rights of later slices.
+        let is_bucket = matches!(plan.kind(), WindowKind::Bucket { .. });
+        let covered = if is_bucket { self.oracle.count(quota, window).excess as u64 } else { 0 };
+        self.oracle.most_rights(quota, window * length.ms().get()) + covered
     }
 
     /// A request that was answered with rights must not be answered with rights again.
@@ -122,7 +143,9 @@ impl World {
         match denied {
             Denied::TooLarge { .. } => {
                 self.reached.insert("too large");
-                if asked <= quota.amount() as i64 {
+                if asked <= self.plan.mode.largest(quota.largest_claim()) as i64
+                    && self.options.canary.is_none_or(|canary| !canary.is_configured())
+                {
                     self.oracle.violated(self.at, "refusals are due", || {
                         format!("replica {replica} calls {asked} too large for {quota}")
                     });
@@ -244,7 +267,9 @@ impl World {
         }
         let (reserved, _) = self.plan.workload.costs.means();
         let share = self.plan.quotas[0].amount() / self.replicas.iter().filter(|r| r.is_alive()).count().max(1) as u64;
-        self.plan.workload.large == 0.0 && self.plan.quotas.len() == 1 && share as f64 >= 5.0 * reserved
+        let held_back = matches!(self.plan.mode, Mode::Sum { .. });
+        let usual = !held_back && self.plan.is_plain() && self.versions.len() == 1;
+        usual && self.plan.workload.large == 0.0 && self.plan.quotas.len() == 1 && share as f64 >= 5.0 * reserved
     }
 
     /// After a quiet moment everybody knows the same use, and it is the truth but for what
@@ -255,7 +280,9 @@ impl World {
         }
         for index in 0..self.plan.quotas.len() {
             let quota = self.plan.quotas[index];
-            let window = quota.window();
+            if matches!(quota.kind(), WindowKind::Bucket { .. }) {
+                continue; // Shown is what of a full bucket is used, which no single slice is.
+            }
             let mut known: Vec<(usize, u64, u64)> = Vec::new();
             for (number, replica) in self.replicas.iter().enumerate() {
                 // Whoever leaves is told nothing more.
@@ -263,12 +290,15 @@ impl World {
                 let now = replica.local_ms(self.at, self.plan.phase).max(replica.latest_ms);
                 process.clock.set(now);
                 let standings = process.handle.standings();
-                let Some(standing) = standings.iter().find(|standing| standing.quota == quota) else { continue };
-                known.push((number, standing.window_start.unix_ms() / window.ms().get(), standing.used));
+                let of_it = |other: Quota| {
+                    (other.unit(), other.window(), other.kind()) == (quota.unit(), quota.window(), quota.kind())
+                };
+                let Some(standing) = standings.iter().find(|standing| of_it(standing.quota)) else { continue };
+                known.push((number, quota.grid().window_at(standing.window_start).number(), standing.used));
             }
             let Some(&(_, number, used)) = known.first() else { continue };
             // Clocks may show different windows.
-            if known.iter().any(|(_, other, _)| *other != number) || !self.has_settled_into(quota_ms(window), number) {
+            if known.iter().any(|(_, other, _)| *other != number) || !self.has_settled_into(slice_ms(quota), number) {
                 continue;
             }
             self.reached.insert("converged");
@@ -302,8 +332,11 @@ impl World {
     }
 }
 
-fn quota_ms(window: quotum::ledger::WindowLength) -> Micros {
-    window.ms().get() * 1_000
+fn slice_ms(quota: Quota) -> Micros {
+    match quota.grid() {
+        Grid::Even(length) => length.ms().get() * 1_000,
+        Grid::Days(_) => quota.window().ms().get() * 1_000,
+    }
 }
 
 /// One open window as its replica counts it.

@@ -28,7 +28,11 @@ impl World {
 
     /// A client asks whichever replica it is sent to.
     pub(super) fn offer(&mut self, request: Request) {
-        let serving: Vec<usize> = (0..self.replicas.len()).filter(|number| self.replicas[*number].serves()).collect();
+        let serves = |number: &usize| {
+            let replica = &self.replicas[*number];
+            replica.serves() && replica.process.as_ref().is_some_and(|process| process.knows)
+        };
+        let serving: Vec<usize> = (0..self.replicas.len()).filter(serves).collect();
         if serving.is_empty() {
             return;
         }
@@ -156,7 +160,7 @@ impl World {
         }
         let arrived_ms = (self.true_ms() * 1_000 + request.transit) / 1_000;
         let window = self.plan.quotas[0].window().ms().get();
-        if arrived_ms / window > reserved_ms / window {
+        if self.plan.is_plain() && arrived_ms / window > reserved_ms / window {
             self.reach("upstream window crossed");
         }
         let Some(process) = &mut self.replicas[replica].process else { return };
@@ -206,8 +210,8 @@ impl World {
         let Some(flight) = process.flights.remove(&ticket) else { return };
         self.trace.note(&[10, replica as u64, ticket]);
         let Flight { permit, request, arrived_ms, .. } = flight;
-        let window = self.plan.quotas[0].window();
-        if window.window_at(permit.reserved_at()).end().unix_ms() <= local {
+        let grid = self.plan.quotas[0].grid();
+        if grid.window_at(permit.reserved_at()).end().unix_ms() <= local {
             self.reach("late settlement");
         }
         // Told first: a settlement can set off anything.

@@ -51,6 +51,7 @@ impl World {
             Fault::ClockStep { slot, ms } => self.step_clock(slot, ms),
             Fault::StaleDirectory(by) => self.registry.stale = by,
             Fault::LyingDirectory => self.registry.lies = true,
+            Fault::Limits { percent, pause } => self.roll_out(percent, pause),
             fault => self.begin_death(fault),
         }
     }

@@ -36,7 +36,7 @@ struct Cut {
 
 impl Measure {
     pub(super) fn new(plan: &Plan, from: Micros) -> Self {
-        let central = Central::new(&plan.quotas, plan.edge.as_millis() as u64);
+        let central = Central::new(&plan.quotas, &plan.midnights, plan.edge.as_millis() as u64);
         Self { from, central, cut: None, during_cut: None, offered: 0, wrongful: 0 }
     }
 
@@ -49,6 +49,15 @@ impl Measure {
     /// Returns efficiency against the undivided counter and against one per component.
     pub(super) fn results(mut self, oracle: &Oracle, plan: &Plan, end: Micros) -> (Option<f64>, Option<f64>) {
         self.central.settle_until(end);
+        let ms = |at: Micros| EPOCH_MS + (plan.phase + at) / 1_000;
+        // Of days the one in the middle: it is whole.
+        let (from_ms, to_ms) = match plan.midnights[..] {
+            [_, midnight, next, ..] => (midnight, next),
+            _ => (ms(self.from), ms(end)),
+        };
+        if let (Some(mine), Some(theirs)) = (oracle.logged(from_ms, to_ms), self.central.logged(from_ms, to_ms)) {
+            return ((theirs > 0).then(|| mine as f64 / theirs as f64), None);
+        }
         let length = plan.quotas[0].window().ms().get();
         let start = |window: u64| (window * length).saturating_sub(EPOCH_MS) * 1_000;
         let counts =
@@ -86,6 +95,13 @@ impl World {
         }
     }
 
+    /// Everybody has been told other limits: the counters have them from here on.
+    pub(super) fn measure_change(&mut self, version: usize) {
+        if let Some(measure) = &mut self.measure {
+            measure.central.change(&self.versions[version]);
+        }
+    }
+
     /// The fleet falls apart: each component's counter starts with the rights in it.
     pub(super) fn measure_cut(&mut self) {
         if self.measure.as_ref().is_none_or(|measure| measure.cut.is_some() || measure.during_cut.is_some()) {
@@ -93,7 +109,7 @@ impl World {
         }
         let mut rights: BTreeMap<(usize, usize, u64), i64> = BTreeMap::new();
         let mut heads: BTreeMap<usize, usize> = BTreeMap::new();
-        let mut central = Central::new(&self.plan.quotas, self.plan.edge.as_millis() as u64);
+        let mut central = Central::new(&self.plan.quotas, &self.plan.midnights, self.plan.edge.as_millis() as u64);
         let mut flights = Vec::new();
         for number in 0..self.replicas.len() {
             let Some(process) = &self.replicas[number].process else { continue };

@@ -10,6 +10,7 @@ mod checks;
 mod clients;
 mod directory;
 mod faults;
+mod limits;
 mod measure;
 mod network;
 mod pod;

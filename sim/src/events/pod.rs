@@ -23,8 +23,7 @@ use quotum::{Clock, Denied, Handle, Limiter, Permit, Timestamp};
 use crate::Micros;
 use crate::workload::Request;
 
-/// Where a run starts: a whole number of every window the scenarios use.
-pub(super) const EPOCH_MS: u64 = 1_800_000_000_000;
+pub(super) use crate::catalogue::EPOCH_MS;
 
 /// One run of one process.
 #[derive(Debug)]
@@ -58,6 +57,8 @@ pub(super) struct Replica {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) limiter: Limiter,
+    /// Whether it has been told of the deployment.
+    pub(super) knows: bool,
     /// The second worker of a canary.
     pub(super) twin: Option<Limiter>,
     pub(super) handle: Handle,

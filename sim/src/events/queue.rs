@@ -60,6 +60,11 @@ pub(super) enum Event {
         pause: Micros,
         same_slot: bool,
     },
+    /// The process in a slot is told other limits.
+    Reconfigure {
+        slot: usize,
+        version: usize,
+    },
     /// The headless name forgets an address.
     Delist {
         addr: SocketAddr,

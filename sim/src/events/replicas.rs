@@ -91,17 +91,20 @@ impl World {
         let addr = self.replicas[number].addr;
         let node: Arc<str> = format!("node-{}", addr.ip()).into();
         let slot = Slot { node, addr, exclusive: self.plan.exclusive };
-        let limiter = self.limiter(&clock);
+        let version = self.version_of(self.replicas[number].slot);
+        let knows = !self.versions[version].is_empty();
+        let limiter = self.limiter(&clock, version);
         limiter.attach(id, slot.clone(), settings, self.plan.interval);
-        let twin = (self.options.canary == Some(Canary::ShareTakenTwice)).then(|| {
-            let twin = self.limiter(&clock);
+        let twin = matches!(self.options.canary, Some(Canary::ShareTakenTwice | Canary::InstalmentTwice)).then(|| {
+            let twin = self.limiter(&clock, version);
             twin.attach(id, slot, settings, self.plan.interval);
             twin
         });
         let frames = Frames::new(KeyRing::of([7; 32]), "sim", id);
         Process {
-            handle: limiter.handle(DEPLOYMENT).expect("the deployment was just added"),
+            handle: limiter.handle(known(knows)).expect("the deployment was just added"),
             limiter,
+            knows,
             twin,
             clock,
             inbox: Inbox::new(frames.clone()),
@@ -115,16 +118,10 @@ impl World {
         }
     }
 
-    fn limiter(&mut self, clock: &SharedClock) -> Limiter {
-        let guarded = self.options.canary != Some(Canary::NoEdgeGuard);
-        let edge = if guarded { self.plan.edge } else { std::time::Duration::ZERO };
-        let policy = quotum::Policy { wait: self.plan.wait, edge, ..quotum::Policy::default() };
-        Limiter::builder()
-            .deployment_with(DEPLOYMENT, self.plan.quotas.iter().copied(), policy)
-            .clock(clock.clone())
-            .seed(self.pods_rng.next())
-            .build()
-            .expect("a plan's quotas can be built")
+    pub(super) fn limiter(&mut self, clock: &SharedClock, version: usize) -> Limiter {
+        let seed = self.pods_rng.next();
+        let builder = self.deployments(version).clock(clock.clone()).seed(seed);
+        builder.build().expect("a plan's quotas can be built")
     }
 
     /// Sets a replica's clock to now and returns what it shows.
@@ -355,6 +352,14 @@ impl World {
             self.queue.push(self.at + self.plan.delisted_after, Event::Delist { addr });
         }
     }
+}
+
+/// The deployment whose handle stands in for one that is not known yet.
+const OTHER: &str = "other";
+
+/// The deployment that clients ask for, or the one that is there before it.
+pub(super) const fn known(knows: bool) -> &'static str {
+    if knows { DEPLOYMENT } else { OTHER }
 }
 
 /// The one deployment.

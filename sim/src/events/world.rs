@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use quotum::ledger::ReplicaId;
+use quotum::{Mode, Quota};
 
 use super::boundary::Boundary;
 use super::directory::Registry;
@@ -81,6 +82,10 @@ pub(super) struct World {
     pub(super) by_id: BTreeMap<ReplicaId, usize>,
     /// The slots' addresses; a slot may be empty.
     pub(super) slots: Vec<SocketAddr>,
+    /// Every set of limits that was ever rolled out; empty before the deployment is known.
+    pub(super) versions: Vec<Vec<Quota>>,
+    /// Which of them each slot has been told; a later slot starts with the latest.
+    pub(super) told: BTreeMap<usize, usize>,
     pub(super) registry: Registry,
     pub(super) links: Links,
     pub(super) boundary: Boundary,
@@ -100,7 +105,6 @@ pub(super) struct World {
 
 impl World {
     fn new(plan: Plan, options: RunOptions) -> Self {
-        let edge_ms = plan.edge.as_millis() as u64;
         let check_upstream = plan.clock_range_ms == 0 && plan.drift_ppm == 0;
         let slots = (0..plan.slots + plan.ghosts).map(super::directory::address).collect();
         let mut network_rng = Rng::stream(plan.seed, "network");
@@ -111,12 +115,14 @@ impl World {
             at: 0,
             queue: Queue::default(),
             trace: Trace::new(options.trace),
-            oracle: Oracle::new(&plan.quotas, edge_ms, plan.promise, check_upstream),
+            oracle: Oracle::new(&plan, check_upstream),
             reached: BTreeSet::new(),
             replicas: Vec::new(),
             by_addr: BTreeMap::new(),
             by_id: BTreeMap::new(),
             slots,
+            versions: vec![if plan.unknown { Vec::new() } else { plan.quotas.clone() }],
+            told: BTreeMap::new(),
             registry: Registry::default(),
             links: Links::default(),
             boundary: Boundary::new(options.canary),
@@ -155,7 +161,7 @@ impl World {
         }
         let first = self.arrivals.next(1.0);
         self.queue.push(first.at, Event::Arrival(Box::new(first)));
-        self.queue.push(CHECK_EVERY, Event::Check);
+        self.queue.push(self.check_every(), Event::Check);
     }
 
     fn step(&mut self, event: Event) {
@@ -172,11 +178,12 @@ impl World {
             Event::Begin { fault } => self.begin_fault(fault),
             Event::Finish { fault } => self.finish_fault(fault),
             Event::Roll { slots, pause, same_slot } => self.roll_on(slots, pause, same_slot),
+            Event::Reconfigure { slot, version } => self.reconfigure(slot, version),
             Event::Delist { addr } => self.delist(addr),
             Event::Finale => self.finale(),
             Event::Check => {
                 self.check();
-                self.queue.push(self.at + CHECK_EVERY, Event::Check);
+                self.queue.push(self.at + self.check_every(), Event::Check);
             }
         }
     }
@@ -187,6 +194,9 @@ impl World {
             self.check_end();
         }
         self.oracle.finish();
+        if self.plan.mode != Mode::Strict && self.oracle.figures.overshoot_max > 0 {
+            self.reach("over the limit, as the mode allows");
+        }
         let (mut efficiency, mut efficiency_of_components) = (None, None);
         if let Some(measure) = self.measure.take() {
             for (window, mine, central) in measure.windows(&self.oracle) {
@@ -206,6 +216,11 @@ impl World {
             efficiency_of_components,
             lines: self.trace.into_lines(),
         }
+    }
+
+    /// How often the oracle looks inside: more rarely where a gossip interval is seconds.
+    fn check_every(&self) -> Micros {
+        if self.plan.interval.as_millis() < 1_000 { CHECK_EVERY } else { self.plan.interval.as_micros() as Micros }
     }
 
     /// True time now, in milliseconds since the Unix epoch.
