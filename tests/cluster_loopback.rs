@@ -9,9 +9,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use quotum::cluster::discovery::{Answer, Scripted, Unanswered};
 use quotum::cluster::{
     Cluster, ClusterConfig, Datagrams, JoinError, KeyRing, Net, SeedError, Seeds, UdpDatagrams, UdpNet,
 };
+use quotum::ledger::{Directory, Gone};
 use quotum::{Claim, Limiter, Policy, Quota};
 
 const LIMIT: u64 = 900;
@@ -287,6 +289,40 @@ async fn strangers_are_counted_and_never_answered() {
     assert_eq!(stranger.recv_from(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     assert_eq!(wrong_key.stats().frames_received + unkeyed.stats().frames_received, 0);
     assert!(!other.status().has_share && !another.status().has_share);
+}
+
+#[tokio::test]
+async fn a_directory_of_ones_own_lists_fails_and_proves() {
+    let sockets = [bound(Ipv4Addr::LOCALHOST), bound(Ipv4Addr::LOCALHOST)];
+    let addrs: Vec<_> = sockets.iter().map(|(_, addr)| *addr).collect();
+    let mut fleet = Vec::new();
+    for (node, (socket, addr)) in sockets.into_iter().enumerate() {
+        let script = Arc::new(Scripted::new(Directory::Name));
+        let error = Unanswered { why: "the platform is away".into(), resolve: "call it".into() };
+        script.say(Err(error));
+        let limiter = limiter();
+        let config = config(Seeds::By(script.clone()), addr, node);
+        let cluster = Cluster::join(&limiter, config, TestNet::new(socket, Vec::new())).await.unwrap();
+        fleet.push((limiter, cluster, script));
+    }
+    for (limiter, _, script) in &fleet {
+        let away = || {
+            let blocked = limiter.status().blocked;
+            blocked.iter().any(|blocked| blocked.why == "the platform is away" && blocked.resolve == "call it")
+        };
+        until("the error is shown with what resolves it", away).await;
+        script.then(Duration::from_millis(1), Ok(Answer::listing(addrs.clone())));
+    }
+    for (limiter, _, script) in &fleet {
+        until("every replica has its share", || limiter.status().has_share).await;
+        assert_eq!(limiter.status().blocked, []);
+        assert_eq!(script.left(), 0);
+    }
+    let (_, dead, _) = fleet.pop().unwrap();
+    let (limiter, _, script) = &fleet[0];
+    assert!(limiter.status().peers.iter().all(|peer| peer.gone.is_none()));
+    script.say(Ok(Answer::gone([Gone::Replica(dead.me())])));
+    until("the proof is believed", || limiter.status().peers.iter().all(|peer| peer.gone.is_some())).await;
 }
 
 #[tokio::test]

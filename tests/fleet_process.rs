@@ -376,6 +376,86 @@ fn another_limit_for_the_same_deployment_is_named_and_the_larger_holds() {
     assert!(count <= LIMIT, "{count}");
 }
 
+/// Starts a pod alone on loopback that looks for others there; starts over if its port is taken.
+fn lone(folder: &Folder, ip: &str, seeds: impl Fn(&str, &str) -> String) -> (Running, String) {
+    loop {
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
+        let own = socket.local_addr().unwrap().to_string();
+        let seeds = seeds(&own, own.rsplit_once(':').unwrap().1);
+        drop(socket);
+        let mut arguments = vec!["serve", "--gossip-listen", &own, "--gossip-advertise", &own, "--seeds", &seeds];
+        arguments.extend(["--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        match Running::start(folder, "lone", &arguments) {
+            Ok(pod) => return (pod, own),
+            Err(PORT_IN_USE) => {}
+            Err(code) => panic!("{code:?}: {}", folder.read("lone.log")),
+        }
+    }
+}
+
+/// What blocks a pod is in /status, in `quotum status`, in the metrics and once in the log,
+/// each with what resolves it.
+fn is_shown_everywhere(pod: &Running, log: impl Fn() -> String, who: &str, why: &str, resolve: &str) {
+    until(&format!("{why} is in /status"), || {
+        let status = pod.status();
+        let text = |block: &Value, field: &str| block[field].as_str().unwrap().to_owned();
+        status["blocked"].as_array().unwrap().iter().any(|block| {
+            text(block, "who") == who && text(block, "why").contains(why) && text(block, "resolve").contains(resolve)
+        })
+    });
+    let admin = format!("http://{}", pod.addr("admin"));
+    let command = Command::new(env!("CARGO_BIN_EXE_quotum")).args(["status", "--admin", &admin]).output().unwrap();
+    let text = String::from_utf8(command.stdout).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(&format!("blocked {who}: ")));
+    assert!(lines.any(|line| line.contains(why) && line.contains(resolve)), "{text}");
+    assert_eq!(pod.metric(&format!(r#"quotum_roster_blocked{{replica="{who}"}}"#)), 1.0);
+    let said = || log().lines().filter(|line| line.contains("held up by") && line.contains(why)).count();
+    until("it is in the log", || said() > 0);
+    assert_eq!(said(), 1, "{}", log());
+    assert!(log().lines().any(|line| line.contains("held up by") && line.contains(resolve)), "{}", log());
+}
+
+#[test]
+fn a_listed_address_that_never_answers_is_shown_everywhere() {
+    let folder = Folder::new();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let (pod, _) = lone(&folder, "127.0.0.1", |own, _| format!("{own},{silent}"));
+    let resolve = format!("quotum forget {silent}");
+    is_shown_everywhere(&pod, || folder.read("lone.log"), &silent, "no replica has ever answered", &resolve);
+    let admin = format!("http://{}", pod.addr("admin"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
+    let forgotten = command.args(["forget", &silent, "--admin", &admin]).status().unwrap();
+    assert!(forgotten.success(), "what is told is what helps");
+    until("nothing blocks it", || pod.status()["blocked"] == json!([]));
+    until("it has joined", || pod.status()["joined_at_unix_ms"].is_u64());
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_shown_everywhere() {
+    let folder = Folder::new();
+    let (pod, own) = lone(&folder, "127.0.0.1", |_, port| format!("quotum.invalid:{port}"));
+    let why = "quotum.invalid gives no answer";
+    is_shown_everywhere(&pod, || folder.read("lone.log"), &own, why, "getent ahosts quotum.invalid");
+}
+
+#[test]
+fn a_name_without_my_own_address_is_shown_everywhere() {
+    let folder = Folder::new();
+    let (pod, own) = lone(&folder, "127.0.0.2", |_, port| format!("localhost:{port}"));
+    let why = "does not list this replica's own address";
+    is_shown_everywhere(&pod, || folder.read("lone.log"), &own, why, "publishNotReadyAddresses");
+}
+
+#[test]
+fn a_live_peer_that_the_static_list_lacks_is_shown_everywhere() {
+    let fleet = Fleet::start(&[LIMIT]);
+    let stranger = outsider(&fleet, &fleet.gossip[0], &"5a".repeat(32));
+    let who = stranger.addr("gossip").to_owned();
+    let resolve = format!("add {who} to gossip.seeds");
+    is_shown_everywhere(&fleet.pods[0], || fleet.log(0), &who, "does not name", &resolve);
+}
+
 #[test]
 fn a_second_process_in_a_slot_is_69_and_does_not_hurt_the_first() {
     let fleet = Fleet::start(&[LIMIT; 2]);

@@ -422,6 +422,31 @@ fn a_changed_configuration_is_read_on_hangup_and_no_request_fails() {
 }
 
 #[test]
+fn changed_credentials_are_read_on_hangup() {
+    let folder = Folder::new();
+    let credentials = folder.write("credentials", "sk-before\n");
+    let stub = Running::start(&["stub", "--listen", "127.0.0.1:0"]);
+    let text = format!(
+        "proxy: {{ listen: '127.0.0.1:0', credentials_file: {credentials} }}\nadmin: {{ listen: '127.0.0.1:0' }}\n\
+         {DEPLOYMENT}"
+    );
+    let text = text.replace("STUB", &format!("http://{}", stub.addr("stub")));
+    let pod = Running::start(&["serve", "--config", &folder.write("quotum.yaml", &text)]);
+    let status_for = |credential: &str| {
+        let headers = format!("authorization: Bearer {credential}\r\n");
+        let answer = ask(&pod.addr("proxy"), "POST", "/v1/chat/completions", &headers, &chat(false));
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!((status_for("sk-before").as_str(), status_for("sk-after").as_str()), ("200", "401"));
+    folder.write("credentials", "sk-after\n");
+    pod.signal("HUP");
+    // The files come before the configuration, which is counted, and long before the next look at them.
+    let reloads = "quotum_config_reloads_total{result=\"changed\"} 1";
+    until("the signal is heard", || ask(&pod.addr("admin"), "GET", "/metrics", "", "").contains(reloads));
+    assert_eq!((status_for("sk-before").as_str(), status_for("sk-after").as_str()), ("401", "200"));
+}
+
+#[test]
 fn a_configuration_that_is_replaced_by_a_link_is_read_without_a_signal() {
     let folder = Folder::new();
     let stub = Running::start(&["stub", "--listen", "127.0.0.1:0"]);

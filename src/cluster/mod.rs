@@ -9,6 +9,7 @@
 //! [`wire`], [`frame`], [`fragment`], [`inbox`] and [`outbox`] are pure: no socket, no
 //! clock, no randomness of their own. The simulator drives a ledger with them alone.
 
+mod blockers;
 pub mod discovery;
 pub mod fragment;
 pub mod frame;
@@ -29,11 +30,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-pub use self::discovery::{SeedError, Seeds};
+pub use self::discovery::{Discovery, SeedError, Seeds};
 pub use self::frame::{KeyFileError, KeyRing, Rejected};
 pub use self::socket::{Datagrams, Net, UdpDatagrams, UdpNet};
 
-use self::discovery::Discovery;
+use self::discovery::Asking;
 use self::frame::Frames;
 use self::inbox::Inbox;
 use self::membership::{Identity, Membership};
@@ -124,13 +125,9 @@ impl ClusterConfig {
         Err(JoinError::Unkeyed { addr })
     }
 
-    fn roster(&self) -> RosterSettings {
+    fn roster(&self, directory: Directory) -> RosterSettings {
         RosterSettings {
-            directory: match self.seeds {
-                Seeds::Alone => Directory::Alone,
-                Seeds::Static(_) => Directory::Static,
-                Seeds::Name { .. } => Directory::Name,
-            },
+            directory,
             absent_for: self.absent_for,
             on_silence: self.on_silence,
             patience: self.patience,
@@ -219,19 +216,20 @@ impl Cluster {
         let bind = |source| JoinError::Bind { addr: config.listen, source };
         let socket = net.bind(config.listen).await.map_err(bind)?;
         let local_addr = socket.local_addr().map_err(bind)?;
-        let advertise = advertise(&*net, &config, local_addr).await?;
+        let discovery = config.seeds.discovery(&net);
+        let advertise = advertise(&*net, &*discovery, &config, local_addr).await?;
 
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
         let me = ReplicaId::new(limiter.now(), u128::from_ne_bytes(random));
         let slot = Slot { node: config.node.as_str().into(), addr: advertise, exclusive: config.listen.port() != 0 };
-        limiter.attach(me, slot.clone(), config.roster(), config.interval);
+        limiter.attach(me, slot.clone(), config.roster(discovery.directory()), config.interval);
 
         let frames = Frames::new(config.keys.clone(), &config.cluster, me);
         let identity = Identity { cluster: config.cluster.clone(), me, slot };
         let shared = Arc::new(Shared::default());
         let (commands, received) = mpsc::channel(COMMANDS);
-        let run = Run::new(run::Parts {
+        let run = Run::<N>::new(run::Parts {
             limiter: limiter.clone(),
             interval: config.interval,
             advertise,
@@ -239,7 +237,7 @@ impl Cluster {
             inbox: Inbox::new(frames.clone()),
             frames,
             membership: Membership::start(identity, config.interval).await,
-            discovery: Discovery::new(net, config.seeds),
+            asking: Asking::new(discovery),
             commands: received,
             shared: Arc::clone(&shared),
         });
@@ -363,11 +361,16 @@ impl Default for Shared {
 }
 
 /// Finds the address that peers send to, and judges it.
-async fn advertise<N: Net>(net: &N, config: &ClusterConfig, bound: SocketAddr) -> Result<SocketAddr, JoinError> {
+async fn advertise<N: Net>(
+    net: &N,
+    discovery: &dyn Discovery,
+    config: &ClusterConfig,
+    bound: SocketAddr,
+) -> Result<SocketAddr, JoinError> {
     let addr = match config.advertise {
         Some(addr) if addr.port() == 0 => SocketAddr::new(addr.ip(), bound.port()),
         Some(addr) => addr,
-        None => found(net, config, bound).await?,
+        None => found(net, discovery, config, bound).await?,
     };
     let addr = socket::canonical(addr);
     if addr.ip().is_unspecified() {
@@ -382,12 +385,17 @@ async fn advertise<N: Net>(net: &N, config: &ClusterConfig, bound: SocketAddr) -
 
 /// A headless name has no address until its first pod is known to the platform, which takes
 /// seconds after that pod has started: so it is asked for again, for a while.
-async fn found<N: Net>(net: &N, config: &ClusterConfig, bound: SocketAddr) -> Result<SocketAddr, JoinError> {
+async fn found<N: Net>(
+    net: &N,
+    discovery: &dyn Discovery,
+    config: &ClusterConfig,
+    bound: SocketAddr,
+) -> Result<SocketAddr, JoinError> {
     let mut tries = 1;
     loop {
-        match discovery::advertised(net, &config.seeds, bound).await {
+        match discovery::advertised(net, discovery, bound).await {
             Ok(addr) => return Ok(addr),
-            Err(_) if tries < ADVERTISE_TRIES && matches!(config.seeds, Seeds::Name { .. }) => {
+            Err(_) if tries < ADVERTISE_TRIES && discovery.directory() == Directory::Name => {
                 tries += 1;
                 tokio::time::sleep(discovery::LOOKUP_EVERY_JOINING).await;
             }

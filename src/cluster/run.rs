@@ -17,13 +17,14 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Shared;
-use super::discovery::Discovery;
+use super::blockers::Blockers;
+use super::discovery::{Answer, Asking, Unanswered};
 use super::frame::{Frames, MAX_DATAGRAM, Nonce, Rejected};
 use super::inbox::{Content, Inbox};
 use super::membership::{Event, INTERVALS, Membership};
 use super::outbox::{Outbox, Parcel};
 use super::socket::{Datagrams, Net};
-use crate::ledger::{Contact, Message, Target};
+use crate::ledger::{Contact, Message, Note, RosterNote, Target};
 use crate::limiter::Limiter;
 
 /// The most datagrams taken before the clock is looked at again: at 10 us each a tick is
@@ -54,7 +55,7 @@ pub(crate) struct Parts<N: Net> {
     pub(crate) frames: Frames,
     pub(crate) inbox: Inbox,
     pub(crate) membership: Membership,
-    pub(crate) discovery: Discovery<N>,
+    pub(crate) asking: Asking,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) shared: Arc<Shared>,
 }
@@ -64,6 +65,7 @@ pub(crate) struct Run<N: Net> {
     parts: Parts<N>,
     outbox: Outbox,
     nonces: Nonces,
+    blockers: Blockers,
     next_tick: Instant,
     ticks: u32,
     /// Who waits for us to have left; `Some` once we are to go as soon as we have.
@@ -80,7 +82,7 @@ enum Wake {
     Command(Option<Command>),
     Work,
     Deadline,
-    Listing(io::Result<Vec<SocketAddr>>),
+    Directory(Result<Answer, Unanswered>),
     Membership(Event),
     Datagram(io::Result<(usize, SocketAddr)>),
 }
@@ -91,6 +93,7 @@ impl<N: Net> Run<N> {
             parts,
             outbox: Outbox::new(),
             nonces: Nonces::new(),
+            blockers: Blockers::default(),
             next_tick: Instant::now(),
             ticks: 0,
             leaving: None,
@@ -116,7 +119,7 @@ impl<N: Net> Run<N> {
                 Wake::Command(None) => return,
                 Wake::Work => {}
                 Wake::Deadline => self.parts.limiter.with_ledger(|ledger, now| ledger.handle_timeout(now)),
-                Wake::Listing(answer) => self.listed(answer),
+                Wake::Directory(answer) => self.directory(answer),
                 Wake::Membership(event) => self.membership(event).await,
                 Wake::Datagram(datagram) => self.receive(Some(datagram)),
             }
@@ -136,7 +139,7 @@ impl<N: Net> Run<N> {
             command = parts.commands.recv() => Wake::Command(command),
             () = poll_fn(|cx| parts.limiter.poll_work(cx)) => Wake::Work,
             () = tokio::time::sleep_until(deadline) => Wake::Deadline,
-            answer = parts.discovery.next() => Wake::Listing(answer),
+            answer = parts.asking.next(|| parts.limiter.now()) => Wake::Directory(answer),
             event = parts.membership.next() => Wake::Membership(event),
             datagram = parts.socket.recv_from(buffer), if !*deaf => Wake::Datagram(datagram),
         }
@@ -160,6 +163,8 @@ impl<N: Net> Run<N> {
         self.parts.limiter.with_ledger(|ledger, now| ledger.handle_tick(now));
         if self.ticks.is_multiple_of(INTERVALS) {
             self.exchange();
+            let blocked = self.parts.limiter.with_ledger(|ledger, _| ledger.blocked());
+            self.blockers.look(blocked, now);
         }
         self.flush().await;
         // A peer that came by in this tick is greeted in it.
@@ -193,21 +198,27 @@ impl<N: Net> Run<N> {
         }
     }
 
-    fn listed(&mut self, answer: io::Result<Vec<SocketAddr>>) {
-        let addrs = match answer {
-            Ok(addrs) => addrs,
+    fn directory(&mut self, answer: Result<Answer, Unanswered>) {
+        let Answer { listed, gone } = match answer {
+            Ok(answer) => answer,
             Err(error) => {
                 debug!(%error, "the directory gave no answer");
+                let Unanswered { why, resolve } = error;
+                self.parts.limiter.with_ledger(|ledger, now| ledger.handle_no_listing(why, resolve, now));
                 return;
             }
         };
         let advertise = self.parts.advertise;
         let settled = self.parts.limiter.with_ledger(|ledger, now| {
-            ledger.handle_listing(&addrs, now);
-            addrs.contains(&advertise) && ledger.unresolved().is_empty()
+            if let Some(addrs) = &listed {
+                ledger.handle_listing(addrs, now);
+            }
+            // What is listed is read first: whoever is not listed and gone will not be waited for.
+            ledger.handle_gone(&gone, now);
+            listed.is_some_and(|addrs| addrs.contains(&advertise)) && ledger.unresolved().is_empty()
         });
         if settled {
-            self.parts.discovery.settled();
+            self.parts.asking.settled();
         }
     }
 
@@ -308,7 +319,11 @@ impl<N: Net> Run<N> {
                 (transmits, notes)
             });
             for note in notes {
-                info!("{note}");
+                match note {
+                    // Said again and again, and once as what blocks.
+                    Note::Roster(RosterNote::NotListed | RosterNote::Full) => debug!("{note}"),
+                    note => info!("{note}"),
+                }
             }
             if transmits.is_empty() {
                 return;

@@ -57,7 +57,7 @@ pub use self::mode::{Margin, Mode, Portion, PortionError};
 pub use self::note::{Ignored, Note};
 pub use self::quota::{Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit};
 pub use self::roster::{
-    Blocked, Directory, FirstWindow, ForgetError, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
+    Blocked, Directory, FirstWindow, ForgetError, Gone, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
     RosterSettings,
 };
 pub use self::status::{Counters, LimitStatus, Mismatch, Overshoot, PeerStatus, Status};
@@ -131,6 +131,8 @@ pub struct Ledger {
     served: VecDeque<(Ticket, Admission)>,
     notes: VecDeque<Note>,
     ignored: Ignored,
+    /// What is wrong with the directory, since its last answer.
+    trouble: Option<Blocked>,
 }
 
 /// What is known of a peer as a sender of frames.
@@ -189,6 +191,7 @@ impl Ledger {
             served: VecDeque::new(),
             notes: VecDeque::new(),
             ignored: Ignored::default(),
+            trouble: None,
         }
     }
 
@@ -243,7 +246,23 @@ impl Ledger {
     /// registration.
     pub fn handle_listing(&mut self, addresses: &[SocketAddr], now: Timestamp) {
         let now = self.advance(now);
+        let own = self.roster.slot().addr;
+        self.trouble = (self.attached && !addresses.contains(&own)).then(|| Blocked::unlisted(own, addresses));
         self.roster.handle_listing(addresses, now);
+        self.roster_moved(now);
+    }
+
+    /// Notes that the directory could not be read: why, and what resolves it. Nothing
+    /// follows from it but that it is shown until the next answer.
+    pub fn handle_no_listing(&mut self, why: String, resolve: String, now: Timestamp) {
+        self.advance(now);
+        self.trouble = Some(Blocked { who: self.roster.slot().addr.to_string(), why, resolve });
+    }
+
+    /// Takes proofs of the platform that replicas are gone (docs/algorithm.md section 3 a).
+    pub fn handle_gone(&mut self, gone: &[Gone], now: Timestamp) {
+        let now = self.advance(now);
+        gone.iter().for_each(|gone| self.roster.handle_gone(gone, now));
         self.roster_moved(now);
     }
 
@@ -290,6 +309,7 @@ impl Ledger {
     pub fn attach(&mut self, me: ReplicaId, slot: Slot, settings: RosterSettings, interval: Duration, now: Timestamp) {
         let now = self.advance(now);
         self.roster = Roster::new(me, slot, settings, now);
+        self.trouble = None;
         self.attached = settings.directory != Directory::Alone;
         self.interval = interval;
         self.actors[0] = me;

@@ -294,9 +294,17 @@ impl Ledger {
         self.roster.unresolved().collect()
     }
 
-    /// Returns who keeps this replica from its share, or costs it a part.
+    /// Returns who keeps this replica from its share, or costs it a part, as of what the
+    /// ledger was told last.
     pub fn blocked(&self) -> Vec<Blocked> {
-        self.roster.blocked()
+        let mut blocked = self.roster.blocked();
+        if let Some(trouble) = &self.trouble {
+            // It says more than that nothing that counts has been read.
+            blocked.retain(|other| other.who != trouble.who);
+            blocked.insert(0, trouble.clone());
+        }
+        blocked.extend(self.roster.fenced(self.now));
+        blocked
     }
 
     /// Returns the rows of one replica's account as messages: one, unless it has given to

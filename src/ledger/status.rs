@@ -132,7 +132,7 @@ impl Ledger {
             joined: self.roster.first(),
             has_share: self.has_share(now),
             leaving: self.roster.is_leaving(),
-            blocked: self.roster.blocked(),
+            blocked: self.blocked(),
             peers: self
                 .roster
                 .everybody()

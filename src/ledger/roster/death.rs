@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::report::{ForgetError, Proof, RosterNote};
+use super::report::{Blocked, ForgetError, Gone, Proof, RosterNote};
 use super::settings::Directory;
 use super::{Entry, Roster, safe_floor};
 use crate::ledger::message::{ReplicaId, Slot};
-use crate::ledger::window::Timestamp;
+use crate::ledger::window::{EPSILON, Timestamp};
 
 /// How long a gone replica is remembered beyond the longest window.
 const REMEMBER_GONE: Duration = Duration::from_secs(3_600);
@@ -39,6 +39,28 @@ impl Roster {
             return Err(ForgetError::Unknown(target.to_owned()));
         }
         Ok(address.to_string())
+    }
+
+    /// Takes a proof of the platform. Of itself no replica believes one that does not come
+    /// from a peer: it runs.
+    pub fn handle_gone(&mut self, gone: &Gone, now: Timestamp) {
+        let at = safe_floor(now);
+        match gone {
+            Gone::Replica(id) => self.declare_gone(*id, at, Proof::Platform),
+            Gone::Address { addr, started_by } => {
+                // Ids bear their own clock, which may be off by epsilon, as may the platform's.
+                let ended = |id: &ReplicaId| id.started().plus(EPSILON * 2) <= *started_by;
+                let there = self.members.iter().filter(|(id, entry)| entry.slot.addr == *addr && ended(id));
+                let ended: Vec<ReplicaId> = there.map(|(id, _)| *id).collect();
+                for id in ended {
+                    self.declare_gone(id, at, Proof::Platform);
+                }
+                // While it is listed, a later process may be the one that is waited for.
+                if !self.listed.contains(addr) {
+                    self.dismiss(*addr, now);
+                }
+            }
+        }
     }
 
     /// `gone[d] := min(gone[d], at)`.
@@ -136,6 +158,24 @@ impl Roster {
     /// for half of `absent_for` must expect to be declared gone (docs/algorithm.md section 1).
     pub(super) fn is_fenced(&self, now: Timestamp) -> bool {
         self.settings.directory == Directory::Name && now.since(self.confirmed) >= self.settings.absent_for / 2
+    }
+
+    /// Says that this replica is fenced, if it is.
+    pub(in crate::ledger) fn fenced(&self, now: Timestamp) -> Option<Blocked> {
+        let why = || {
+            format!(
+                "no answer of the headless name and no peer has confirmed it for {:?}",
+                self.settings.absent_for / 2
+            )
+        };
+        self.is_fenced(now).then(|| Blocked {
+            who: self.me.to_string(),
+            why: why() + ": it takes no further share, because others may take it for gone",
+            resolve: format!(
+                "let the name list {} again, or let UDP through between the pods; it goes on by itself",
+                self.slot.addr
+            ),
+        })
     }
 
     pub(super) fn collect_garbage(&mut self, longest: Duration, now: Timestamp) {

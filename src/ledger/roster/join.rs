@@ -69,6 +69,16 @@ impl Roster {
                 resolve: "restart this process: it comes back under a new id".into(),
             });
         }
+        if self.is_full() {
+            blocked.push(Blocked {
+                who: self.me.to_string(),
+                why: format!("the roster holds {MAX_MEMBERS} replicas: no newcomer is learnt, so none can join"),
+                resolve:
+                    "if they are alive: split the fleet (gossip.cluster); if not: restart pods less often, the dead \
+                    are dropped an hour after their last window"
+                        .into(),
+            });
+        }
         blocked
     }
 

@@ -26,7 +26,7 @@ use super::message::{Contact, Member, ReplicaId, RosterMessage, Slot};
 use super::quota::{Key, StableHash};
 use super::window::{EPSILON, MAX_LEAD, Timestamp, Window};
 
-pub use self::report::{Blocked, ForgetError, Proof, RosterNote};
+pub use self::report::{Blocked, ForgetError, Gone, Proof, RosterNote};
 pub use self::settings::{Directory, FirstWindow, OnSilence, RosterSettings};
 
 /// The most replicas a roster holds, the dead ones of the last hours among them.
@@ -440,6 +440,10 @@ impl Roster {
 
     // Behind the door.
 
+    fn is_full(&self) -> bool {
+        self.members.len() + 1 >= MAX_MEMBERS
+    }
+
     /// The first nominal start not yet frozen here.
     fn unfrozen(&self) -> Timestamp {
         self.max_start.map_or(Timestamp::ZERO, Timestamp::next)
@@ -468,7 +472,7 @@ impl Roster {
         if !itself && id.started() < self.watermark {
             return false;
         }
-        if self.members.len() + 1 >= MAX_MEMBERS {
+        if self.is_full() {
             self.note_once(RosterNote::Full);
             return false;
         }

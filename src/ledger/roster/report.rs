@@ -1,6 +1,7 @@
 //! What a roster tells an operator: what happened, who blocks, why nothing was forgotten.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::MAX_MEMBERS;
@@ -87,8 +88,26 @@ pub enum Proof {
     SameSlot,
     /// It was missing from the headless name for `absent_for`.
     Absent,
+    /// The platform said so.
+    Platform,
     /// An operator said so.
     Forgotten,
+}
+
+/// What a platform knows of a death: nothing that runs can be meant by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Gone {
+    /// This replica's process has ended.
+    Replica(ReplicaId),
+    /// Every process at this address has ended that had started by this instant, by the
+    /// fleet's clock. A later one may run there.
+    Address {
+        /// Where they listened.
+        addr: SocketAddr,
+        /// The instant.
+        started_by: Timestamp,
+    },
 }
 
 impl fmt::Display for Proof {
@@ -97,6 +116,7 @@ impl fmt::Display for Proof {
             Self::Told => "a peer said so",
             Self::SameSlot => "a later process runs in its slot",
             Self::Absent => "the headless name has lacked it",
+            Self::Platform => "the platform said so",
             Self::Forgotten => "an operator said so",
         })
     }
@@ -111,6 +131,25 @@ pub struct Blocked {
     pub why: String,
     /// The command or change that resolves it.
     pub resolve: String,
+}
+
+impl Blocked {
+    /// The directory answers, and not with this address.
+    pub(in crate::ledger) fn unlisted(own: SocketAddr, listed: &[SocketAddr]) -> Self {
+        let shown: Vec<String> = listed.iter().take(4).map(ToString::to_string).collect();
+        let more = if listed.len() > shown.len() { ", ..." } else { "" };
+        Self {
+            who: own.to_string(),
+            why: format!(
+                "the directory does not list this replica's own address; it lists {}: [{}{more}]",
+                listed.len(),
+                shown.join(", ")
+            ),
+            resolve: "let gossip.seeds name all pods, ready or not (a headless service with \
+                publishNotReadyAddresses: true), and gossip.advertise be the address they list"
+                .into(),
+        }
+    }
 }
 
 /// Why `quotum forget` did nothing.

@@ -1,38 +1,17 @@
-//! Where the other replicas are: the directory of docs/algorithm.md section 1, and the address that
-//! this replica goes by.
+//! Seeds: how a configuration says where the other replicas are.
 //!
-//! Knows seeds and how a name is resolved and how often. Must not know who has answered or
-//! what follows from an absence: it reports complete answers, the roster draws the
-//! conclusions. The invariant it keeps: what it reports is one whole answer of the
-//! directory, never a part of one or two put together.
+//! Knows what can be written and what is wrong with it. Must not know how anything is asked.
+//! The invariant it keeps: what it returns names no address twice and no port 0.
 
 use std::fmt;
-use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::socket::{Net, canonical};
-
-/// How often a headless name is asked for once every listed address has answered.
-pub const LOOKUP_EVERY: Duration = Duration::from_secs(5);
-
-/// How often it is asked for while somebody is missing, or no answer lists us yet.
-pub const LOOKUP_EVERY_JOINING: Duration = Duration::from_secs(1);
-
-/// An answer that takes longer than this is given up: the system's resolver retries for
-/// tens of seconds, and an old answer proves little.
-pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The most addresses of an answer or a list that are looked at, as docs/algorithm.md section 1 bounds |U|.
-pub const MAX_LISTED: usize = 4_096;
+use super::{Discovery, Dns, List, MAX_LISTED, Nowhere};
+use crate::cluster::socket::{Net, canonical};
 
 /// Where the replicas of the fleet are listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Seeds {
     /// Nowhere: this replica is alone.
     Alone,
@@ -45,7 +24,24 @@ pub enum Seeds {
         /// The UDP port of every replica.
         port: u16,
     },
+    /// Wherever this says. Of one's own making, or [`Scripted`](super::Scripted) in a test.
+    By(Arc<dyn Discovery>),
 }
+
+impl PartialEq for Seeds {
+    /// Two discoveries of one's own making are equal if they are one and the same.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Alone, Self::Alone) => true,
+            (Self::Static(one), Self::Static(other)) => one == other,
+            (Self::Name { host, port }, Self::Name { host: other, port: others }) => (host, port) == (other, others),
+            (Self::By(one), Self::By(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Seeds {}
 
 impl Seeds {
     /// Returns what these entries, `host:port` each, describe: exactly one entry whose host
@@ -75,6 +71,16 @@ impl Seeds {
             (_, Some((host, _))) => Err(SeedError::Mixed(host)),
         }
     }
+
+    /// Returns what asks there.
+    pub(crate) fn discovery<N: Net>(&self, net: &Arc<N>) -> Arc<dyn Discovery> {
+        match self {
+            Self::Alone => Arc::new(Nowhere),
+            Self::Static(addrs) => Arc::new(List::new(addrs.clone())),
+            Self::Name { host, port } => Arc::new(Dns::new(Arc::clone(net), host, *port)),
+            Self::By(discovery) => Arc::clone(discovery),
+        }
+    }
 }
 
 impl fmt::Display for Seeds {
@@ -83,6 +89,7 @@ impl fmt::Display for Seeds {
             Self::Alone => f.write_str("no seeds"),
             Self::Static(addrs) => write!(f, "a list of {} replicas", addrs.len()),
             Self::Name { host, port } => write!(f, "the headless name {host}:{port}"),
+            Self::By(discovery) => write!(f, "{discovery:?}"),
         }
     }
 }
@@ -121,104 +128,6 @@ pub enum SeedError {
     /// The port is any free one, so no list can name it.
     #[error("gossip.listen has port 0, which no list of seeds can name; write the port that the seeds name")]
     ListenPort,
-}
-
-/// Returns the address that peers reach this replica at, if none is configured: the bound
-/// one if it is a particular one, else the local address of a socket connected to the first
-/// seed. Nothing is sent.
-///
-/// # Errors
-/// If the first seed cannot be resolved or no route leads there.
-pub(crate) async fn advertised<N: Net>(net: &N, seeds: &Seeds, bound: SocketAddr) -> io::Result<SocketAddr> {
-    if !bound.ip().is_unspecified() {
-        return Ok(canonical(bound));
-    }
-    let first = match seeds {
-        Seeds::Alone => {
-            let loopback: IpAddr = [127, 0, 0, 1].into();
-            return Ok(SocketAddr::new(loopback, bound.port()));
-        }
-        Seeds::Static(addrs) => addrs.first().copied(),
-        Seeds::Name { host, port } => {
-            let ips = net.lookup(host).await?;
-            ips.first().map(|ip| SocketAddr::new(ip.to_canonical(), *port))
-        }
-    };
-    let first = first.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))?;
-    let ip = net.local_ip_towards(first).await?;
-    Ok(SocketAddr::new(ip.to_canonical(), bound.port()))
-}
-
-/// Asks the directory again and again.
-pub(crate) struct Discovery<N> {
-    net: Arc<N>,
-    seeds: Seeds,
-    /// When to ask next; `None` if there is nothing more to ask.
-    due: Option<Instant>,
-    asking: Option<Question>,
-}
-
-/// A question to the resolver under way.
-type Question = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
-
-impl<N: Net> Discovery<N> {
-    /// Returns a discovery whose first answer is due at once.
-    pub(crate) fn new(net: Arc<N>, seeds: Seeds) -> Self {
-        let due = (seeds != Seeds::Alone).then(Instant::now);
-        Self { net, seeds, due, asking: None }
-    }
-
-    /// Waits for the next answer: all addresses, in order, without repetition.
-    ///
-    /// # Errors
-    /// If a name could not be resolved in time; the next call asks again.
-    ///
-    /// # Cancel safety
-    /// Dropped before it is ready, the question stays asked.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<SocketAddr>> {
-        let Some(due) = self.due else {
-            return std::future::pending().await;
-        };
-        tokio::time::sleep_until(due).await;
-        let (host, port) = match &self.seeds {
-            Seeds::Name { host, port } => (host.clone(), *port),
-            // Complete by construction, and it never changes: once is enough.
-            Seeds::Static(addrs) => {
-                self.due = None;
-                return Ok(addrs.clone());
-            }
-            Seeds::Alone => return std::future::pending().await,
-        };
-        let net = &self.net;
-        let asking = self.asking.get_or_insert_with(|| {
-            let net = Arc::clone(net);
-            Box::pin(async move {
-                let answer = tokio::time::timeout(LOOKUP_TIMEOUT, net.lookup(&host)).await;
-                answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            })
-        });
-        let answer = asking.as_mut().await;
-        self.asking = None;
-        self.due = Some(Instant::now() + LOOKUP_EVERY_JOINING);
-        let mut addrs: Vec<_> = answer?.into_iter().map(|ip| SocketAddr::new(ip.to_canonical(), port)).collect();
-        addrs.sort_unstable();
-        addrs.dedup();
-        addrs.truncate(MAX_LISTED);
-        Ok(addrs)
-    }
-
-    /// Slows down: every listed address has answered.
-    pub(crate) fn settled(&mut self) {
-        if matches!(self.seeds, Seeds::Name { .. }) && self.asking.is_none() {
-            self.due = Some(Instant::now() + LOOKUP_EVERY);
-        }
-    }
-}
-
-impl<N> fmt::Debug for Discovery<N> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Discovery").field("seeds", &self.seeds).field("due", &self.due).finish_non_exhaustive()
-    }
 }
 
 fn parse_name(entry: &str) -> Result<(String, u16), SeedError> {
