@@ -11,6 +11,7 @@ use quotum::{Mode, Quota, Unit};
 
 use crate::Micros;
 use crate::central::amount_of;
+use crate::fault::Fault;
 use crate::promise::{Allowed, Log};
 use crate::scenario::{Plan, Promise};
 use crate::workload::{End, Request};
@@ -113,11 +114,13 @@ impl Oracle {
     pub(crate) fn new(plan: &Plan, check_upstream: bool) -> Self {
         let quotas = plan.quotas.clone();
         let logs = || quotas.iter().map(|quota| Log::of(quota, &plan.midnights)).collect();
+        // A clock that is right at first may step.
+        let steps = plan.faults.iter().any(|scheduled| matches!(scheduled.fault, Fault::ClockStep { .. }));
         Self {
             edge_ms: plan.edge.as_millis() as u64,
             promise: plan.promise,
             mode: plan.mode,
-            range_ms: plan.clock_range_ms.max(if plan.clock_range_ms > 0 { 1_900 } else { 0 }),
+            range_ms: plan.clock_range_ms.max(if steps || plan.clock_range_ms > 0 { 1_900 } else { 0 }),
             versions: vec![Version { quotas: quotas.clone(), from_ms: 0, until_ms: u64::MAX }],
             windows: BTreeMap::new(),
             logs: logs(),

@@ -109,10 +109,18 @@ impl World {
             let steps = ((latest - from) * 144 / (to - from) + 1).min(144);
             return (most as f64 * (0.25 + 0.75 * steps as f64 / 144.0) + 1e-6) as u64;
         };
-        // What was used above reservations in an ended slice of a bucket is covered there with
-        // rights of later slices.
+        // What was used above reservations in an ended slice of a bucket, or of an allowance, is
+        // covered there with rights of later slices.
         let is_bucket = matches!(plan.kind(), WindowKind::Bucket { .. });
-        let covered = if is_bucket { self.oracle.count(quota, window).excess as u64 } else { 0 };
+        let covered = if is_bucket {
+            let allowance = match self.plan.mode {
+                Mode::Elastic { beta } => beta.of(plan.largest_claim()),
+                _ => 0,
+            };
+            self.oracle.count(quota, window).excess as u64 + allowance
+        } else {
+            0
+        };
         self.oracle.most_rights(quota, window * length.ms().get()) + covered
     }
 
