@@ -16,6 +16,8 @@ macro_rules! say {
 mod client;
 mod config;
 mod demo;
+#[cfg(test)]
+mod deploy_tests;
 mod server;
 mod telemetry;
 

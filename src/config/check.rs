@@ -5,7 +5,7 @@
 //! nothing it could not understand reaches the [`Config`].
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use quotum::cluster::{KeyRing, Seeds};
@@ -120,14 +120,18 @@ impl Check<'_> {
     /// Returns the duration written in the file, which must lie in `range`.
     fn duration(&mut self, text: Text, field: &str, default: Duration, range: (Duration, Duration)) -> Duration {
         let setting = text.map(|text| self.written(text, field));
-        let parsed = self.parsed(setting, |text| {
+        self.within(setting, range).unwrap_or(default)
+    }
+
+    /// Returns the duration that is set, which must lie in `range`.
+    fn within(&mut self, setting: Option<Setting>, range: (Duration, Duration)) -> Option<Duration> {
+        self.parsed(setting, |text| {
             let value = duration(text)?;
             if value < range.0 || value > range.1 {
                 return Err(format!("`{text}` is out of range; it must lie between {:?} and {:?}", range.0, range.1));
             }
             Ok(value)
-        });
-        parsed.unwrap_or(default)
+        })
     }
 
     /// Returns a number between 0 and a million: a weight or an order.
@@ -180,7 +184,7 @@ impl Check<'_> {
             file.advertise,
             "gossip.advertise",
         );
-        let advertise = self.parsed(advertise, |text| match address(text)? {
+        let advertise = self.parsed(advertise, |text| match own_address(text, listen)? {
             at if at.ip().is_unspecified() || at.port() == 0 => {
                 Err(format!("`{text}` is not an address peers can send to; name this pod's own IP and port"))
             }
@@ -317,6 +321,16 @@ impl Check<'_> {
             })
             .ok()
     }
+}
+
+/// Returns what peers send to: an address, or an IP, as Kubernetes tells a pod its own, with
+/// the port that is listened on.
+fn own_address(text: &str, listen: Listen) -> Result<SocketAddr, String> {
+    let port = match listen {
+        Listen::At(at) => at.port(),
+        Listen::Everywhere(port) => port,
+    };
+    text.parse::<IpAddr>().map_or_else(|_| address(text), |ip| Ok((ip, port).into()))
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -53,6 +53,8 @@ pub(super) struct Proxy {
     pub(super) open: bool,
     pub(super) tls: Option<Spanned<Tls>>,
     pub(super) upstream_ca: Text,
+    pub(super) linger: Text,
+    pub(super) drain: Text,
     pub(super) max_body: Text,
     pub(super) max_bodies: Text,
     pub(super) max_connections: Option<Spanned<i64>>,

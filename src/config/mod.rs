@@ -98,6 +98,10 @@ pub(crate) struct Proxy {
     /// Bytes of all request bodies that are held at a time.
     pub(crate) max_bodies: usize,
     pub(crate) bounds: Bounds,
+    /// How long requests are still taken after the signal to end.
+    pub(crate) linger: Duration,
+    /// How long requests in flight may take after that; `None`: as long as they do.
+    pub(crate) drain: Option<Duration>,
 }
 
 /// TLS on the proxy port.

@@ -373,3 +373,36 @@ fn a_weight_or_an_order_that_cannot_be_is_refused() {
         assert!(told.contains("q.yaml:7:") && told.contains("must lie between 0 and 1000000"), "{told}");
     }
 }
+
+#[test]
+fn a_pod_that_is_told_its_ip_alone_adds_its_own_port() {
+    for (ip, listen, expected) in [
+        ("10.0.0.7", "", "10.0.0.7:7946"),
+        ("fd00::7", "", "[fd00::7]:7946"),
+        ("fd00::7", "listen: '[::]:8000'", "[fd00::7]:8000"),
+        ("10.0.0.7:9", "", "10.0.0.7:9"),
+    ] {
+        let env = |name: &str| (name == "QUOTUM_GOSSIP_ADVERTISE").then(|| ip.to_owned());
+        let text = format!("gossip: {{ insecure: true, {listen} }}\n{}", one_deployment(""));
+        let config = parse(&text, "q.yaml", &env, &Flags::default()).unwrap();
+        assert_eq!(config.gossip.advertise, Some(expected.parse().unwrap()), "{ip}");
+    }
+    for wrong in ["10.0.0", "0.0.0.0", "::", "pod-a"] {
+        let env = |name: &str| (name == "QUOTUM_GOSSIP_ADVERTISE").then(|| wrong.to_owned());
+        let told = parse(&one_deployment(""), "q.yaml", &env, &Flags::default()).unwrap_err().to_string();
+        assert!(told.contains("QUOTUM_GOSSIP_ADVERTISE") && told.contains("IP and"), "{told}");
+    }
+}
+
+#[test]
+fn how_long_ending_may_take_is_set_by_file_and_environment() {
+    let config = read(&one_deployment("")).unwrap();
+    assert_eq!((config.proxy.linger, config.proxy.drain), (Duration::ZERO, None));
+    let text = format!("proxy: {{ linger: 5s, drain: 10s }}\n{}", one_deployment(""));
+    let env = |name: &str| (name == "QUOTUM_DRAIN").then(|| "2m".to_owned());
+    let config = parse(&text, "q.yaml", &env, &Flags::default()).unwrap();
+    assert_eq!((config.proxy.linger, config.proxy.drain), (Duration::from_secs(5), Some(Duration::from_secs(120))));
+    let told = problems(&format!("proxy: {{ linger: 2h, drain: 1ms }}\n{}", one_deployment("")));
+    assert!(told.contains("proxy.linger: `2h` is out of range"), "{told}");
+    assert!(told.contains("proxy.drain: `1ms` is out of range"), "{told}");
+}

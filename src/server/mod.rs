@@ -39,7 +39,7 @@ use crate::telemetry::Telemetry;
 
 /// How long leaving may take after the last request has ended: a few gossip rounds with
 /// peers that answer; peers that do not must not hold up a rollout.
-const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a pod did not start.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,7 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
     announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
 
     let bounds = config.proxy.bounds;
+    let (linger, drain) = (config.proxy.linger, config.proxy.drain.unwrap_or(Duration::MAX));
     let reload = reload::Reload {
         state: reload::State::new(config, clients),
         source,
@@ -147,13 +148,17 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
         }
     }
     admin.drain();
-    stop.send_replace(true);
     let drained = async {
+        // Who sends requests here hears late that this pod is going: they are served.
+        tokio::time::sleep(linger).await;
+        stop.send_replace(true);
         // Rights are handed over from now on, not only once the longest stream has ended.
         if let Some(cluster) = &cluster {
             cluster.hand_over().await;
         }
-        if !proxy_task.is_finished() {
+        if !proxy_task.is_finished() && tokio::time::timeout(drain, &mut proxy_task).await.is_err() {
+            tracing::warn!(?drain, "requests in flight are cut off: they took longer than proxy.drain");
+            proxy_task.abort();
             let _ = proxy_task.await;
         }
         if let Some(cluster) = &cluster
@@ -293,4 +298,11 @@ fn announce(
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()
+}
+
+/// The admin endpoints of a pod that is alone and serves nothing.
+#[cfg(test)]
+pub(crate) fn admin_router_for_tests(limiter: Limiter) -> axum::Router {
+    let credentials = Arc::new(credentials::Credentials::new(&[]));
+    admin::Admin::new(limiter, None, credentials, Arc::new(Telemetry::new()), &[]).router()
 }

@@ -197,6 +197,8 @@ fn fixed(running: &Config, read: &Config) -> Vec<&'static str> {
         ("proxy.upstream_ca", p.upstream_ca != q.upstream_ca),
         ("proxy.max_body", p.max_body != q.max_body),
         ("proxy's bounds", p.bounds != q.bounds),
+        ("proxy.linger", p.linger != q.linger),
+        ("proxy.drain", p.drain != q.drain),
         ("admin.listen", running.admin != read.admin),
     ];
     parts.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()

@@ -59,6 +59,11 @@ impl Check<'_> {
             bytes if bytes >= max_body => Ok(bytes),
             _ => Err(format!("`{text}` is less than the {max_body} bytes of proxy.max_body, which must fit in")),
         });
+        let hour = Duration::from_secs(3_600);
+        let linger = self.pick(&None, "", "QUOTUM_LINGER", file.linger, "proxy.linger");
+        let linger = self.within(linger, (Duration::ZERO, hour));
+        let drain = self.pick(&None, "", "QUOTUM_DRAIN", file.drain, "proxy.drain");
+        let drain = self.within(drain, (Duration::from_secs(1), hour * 24));
         let times = file.timeouts;
         Proxy {
             listen: listen.unwrap_or(if guarded { Listen::Everywhere(PROXY_PORT) } else { loopback(PROXY_PORT) }),
@@ -69,6 +74,8 @@ impl Check<'_> {
             upstream_ca: upstream_ca.unwrap_or_default(),
             max_body,
             max_bodies: max_bodies.unwrap_or(max_body.max(1 << 30)),
+            linger: linger.unwrap_or_default(),
+            drain,
             bounds: Bounds {
                 connections: self.count(file.max_connections, "max_connections", usual.connections, 1_000_000),
                 streams: self.count(file.max_streams, "max_streams", usual.streams, 10_000),
