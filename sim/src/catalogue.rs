@@ -5,6 +5,7 @@
 
 mod efficiency;
 mod kinds;
+pub(crate) mod studies;
 
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 //! it keeps: determinism is checked before anything else, standard output is the contract
 //! and everything else goes to standard error.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use crate::catalogue::SCENARIOS;
 use crate::corpus;
 use crate::events::RunOptions;
 use crate::oracle::Violation;
+use crate::page::{self, Swept};
 use crate::report::{Summary, failure, replay_command};
 use crate::runner::{in_parallel, run_plan, run_seed, scenario, shrink};
 use crate::scenario::Scenario;
@@ -92,6 +93,17 @@ impl Options {
         Ok(options)
     }
 
+    /// The command that sweeps the same again.
+    fn sweep_command(&self, folder: &Path) -> String {
+        format!(
+            "cargo run --release -p quotum-sim -- sweep --scenario {} --seeds {} --start-seed {} --report {}",
+            self.scenario,
+            self.seeds,
+            self.start_seed,
+            folder.display()
+        )
+    }
+
     fn scenarios(&self) -> impl Iterator<Item = &'static Scenario> + '_ {
         SCENARIOS.iter().filter(|scenario| self.scenario == "all" || self.scenario == scenario.name)
     }
@@ -121,6 +133,7 @@ fn sweep(options: &Options) -> ExitCode {
         }
     };
     let (mut total, mut hash) = (0, 0);
+    let mut swept = Vec::new();
     for scenario in options.scenarios() {
         let summary = sweep_one(scenario, options);
         total += summary.seeds;
@@ -130,6 +143,17 @@ fn sweep(options: &Options) -> ExitCode {
             println!("{}", summary.json(scenario));
         } else {
             println!("{}", summary.line(scenario));
+        }
+        swept.push((scenario, summary));
+    }
+    if let Some(folder) = &options.report {
+        let swept = Swept { scenarios: &swept, violations, hash, command: options.sweep_command(folder) };
+        match page::write(folder, &swept) {
+            Ok(file) => eprintln!("see {}", file.display()),
+            Err(wrong) => {
+                eprintln!("no report in {}: {wrong}", folder.display());
+                return ExitCode::FAILURE;
+            }
         }
     }
     if options.json {
@@ -154,12 +178,14 @@ fn sweep_one(scenario: &Scenario, options: &Options) -> Summary {
             Ok(outcome) => {
                 summary.add(&(scenario.draw)(seed), &outcome, 1 + u64::from(is_twice(number)));
                 if let Some(violation) = outcome.violation {
+                    summary.failed.push(seed);
                     tell(scenario, seed, &violation, summary.violations, options);
                 }
             }
             Err(violation) => {
                 summary.seeds += 1;
                 summary.violations += 1;
+                summary.failed.push(seed);
                 tell(scenario, seed, &violation, summary.violations, options);
             }
         }

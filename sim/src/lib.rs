@@ -15,6 +15,7 @@ mod corpus;
 mod events;
 mod fault;
 mod oracle;
+mod page;
 mod promise;
 mod report;
 mod rng;

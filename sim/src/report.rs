@@ -40,6 +40,11 @@ pub(crate) struct Summary {
     over_limit_max: f64,
     over_limit_sum: f64,
     over_limit_count: u64,
+    /// How many requests were admitted, and how many of them after how many milliseconds.
+    pub(crate) admitted: u64,
+    pub(crate) waits: BTreeMap<u64, u64>,
+    /// The seeds that violated something.
+    pub(crate) failed: Vec<u64>,
 }
 
 impl Summary {
@@ -67,11 +72,34 @@ impl Summary {
             self.wrongful.push(figures.measured_wrongful as f64 / figures.measured_offered as f64);
         }
         self.measured_over_bound = self.measured_over_bound.max(figures.measured_over_bound);
+        self.admitted += figures.admitted;
+        for wait in &outcome.waits {
+            *self.waits.entry(wait / 1_000).or_default() += 1;
+        }
         self.simulated_seconds += plan.end as f64 / 1e6 * runs as f64;
         for what in &outcome.reached {
             *self.reached.entry(what).or_default() += 1;
         }
         self.hash = crate::rng::mix(self.hash ^ outcome.hash);
+    }
+
+    /// Returns the most that was over a limit in mode `strict`.
+    pub(crate) fn strict_over(&self) -> i64 {
+        self.overshoot_max.max(0)
+    }
+
+    pub(crate) fn efficiency_mean(&self) -> Option<f64> {
+        mean(&self.efficiencies)
+    }
+
+    /// Returns the least and the greatest efficiency of a seed.
+    pub(crate) fn efficiency_range(&self) -> Option<(f64, f64)> {
+        let least = self.efficiencies.iter().copied().reduce(f64::min)?;
+        Some((least, self.efficiencies.iter().copied().reduce(f64::max)?))
+    }
+
+    pub(crate) fn wrongful_mean(&self) -> Option<f64> {
+        mean(&self.wrongful)
     }
 
     /// Returns what the scenario requires of its seeds together and did not get.

@@ -141,7 +141,12 @@ impl World {
     ) {
         self.trace.note(&[9, replica as u64, request.number, u64::from(answer.is_ok())]);
         match answer {
-            Ok(permit) => self.admitted(replica, ticket, request, permit),
+            Ok(permit) => {
+                if self.at > since {
+                    self.waits.push(self.at - since);
+                }
+                self.admitted(replica, ticket, request, permit);
+            }
             Err(denied) => {
                 self.refused(replica, request, since, &denied);
             }

@@ -44,6 +44,8 @@ pub(crate) struct Outcome {
     /// Admitted against the undivided counter and against a counter per component.
     pub(crate) efficiency: Option<f64>,
     pub(crate) efficiency_of_components: Option<f64>,
+    /// How long those waited that were admitted and not at once.
+    pub(crate) waits: Vec<Micros>,
     pub(crate) lines: Vec<Line>,
 }
 
@@ -91,6 +93,7 @@ pub(super) struct World {
     pub(super) boundary: Boundary,
     pub(super) arrivals: Arrivals,
     pub(super) measure: Option<Measure>,
+    pub(super) waits: Vec<Micros>,
     pub(super) weights: Vec<f64>,
     pub(super) network_rng: Rng,
     pub(super) pods_rng: Rng,
@@ -127,6 +130,7 @@ impl World {
             links: Links::default(),
             boundary: Boundary::new(options.canary),
             arrivals: Arrivals::new(plan.workload.clone(), plan.seed),
+            waits: Vec::new(),
             measure: plan.measure_from.map(|from| Measure::new(&plan, from)),
             weights: zipf_weights(plan.slots + 64),
             network_rng,
@@ -214,6 +218,7 @@ impl World {
             reached: self.reached,
             efficiency,
             efficiency_of_components,
+            waits: self.waits,
             lines: self.trace.into_lines(),
         }
     }
