@@ -44,6 +44,7 @@
 //! - none: the ledger, the wallet and the limiter; no async runtime. One pod.
 //! - `cluster`: pods find one another and share rights over UDP.
 //! - `tower`: the limiter as middleware for axum, hyper and other HTTP services.
+//! - `telemetry`: what `quotum serve` and the Python package show; no part of the public API.
 //! - `server` (default): the OpenAI-compatible proxy and the `quotum` command.
 //!
 //! # Non-goals
@@ -58,6 +59,9 @@ pub mod cluster;
 pub mod layer;
 pub mod ledger;
 mod limiter;
+#[cfg(feature = "telemetry")]
+#[doc(hidden)]
+pub mod telemetry;
 mod wallet;
 
 pub use ledger::{

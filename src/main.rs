@@ -18,8 +18,8 @@ mod config;
 mod demo;
 #[cfg(test)]
 mod deploy_tests;
+mod log;
 mod server;
-mod telemetry;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -33,6 +33,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
 use config::Flags;
+use quotum::telemetry;
 
 /// Bad usage or configuration.
 const BAD_CONFIG: u8 = 64;
@@ -174,7 +175,7 @@ fn complain(what: std::fmt::Arguments<'_>) {
 }
 
 async fn serve(serve: Serve) -> ExitCode {
-    telemetry::log(config::environment("RUST_LOG").as_deref());
+    log::start(config::environment("RUST_LOG").as_deref());
     let flags = Flags {
         node: serve.node,
         cluster: serve.cluster,

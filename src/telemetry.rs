@@ -1,11 +1,12 @@
-//! What the pod tells its operator: logs, and the names of all metrics.
+//! What the pod tells its operator: the names of all metrics, and its status.
 //!
 //! Knows every metric's name, unit and labels. Must not know who scrapes. The invariant
 //! it keeps: labels are ids, addresses and reasons; no credential and no prompt text
 //! ever gets here.
 
+mod status;
+
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quotum::Status;
-use quotum::layer::Observer;
-use tracing_subscriber::EnvFilter;
+
+pub use self::status::{limit_json, status_json};
+use crate::Status;
+use crate::layer::Observer;
 
 /// One decision in so many is timed.
 const DECISION_SAMPLE: u64 = 4;
@@ -26,21 +28,9 @@ const DECISION_SAMPLE: u64 = 4;
 /// How many timed decisions are remembered.
 const DECISIONS: usize = 4_096;
 
-/// Starts logging to standard error: lines for people on a terminal, else JSON.
-pub(crate) fn log(filter: Option<&str>) {
-    // A filter that cannot be read must not keep the pod from starting.
-    let filter = filter.and_then(|filter| EnvFilter::try_new(filter).ok());
-    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,chitchat=warn"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // It would report a log that cannot be written in the log, and panic: a full disk must
-    // not stop a pod.
-    let logs = logs.log_internal_errors(false);
-    let _ = if std::io::stderr().is_terminal() { logs.try_init() } else { logs.json().try_init() };
-}
-
 /// What the proxy measures itself; the rest is read from the limiter when scraped.
 #[derive(Debug)]
-pub(crate) struct Telemetry {
+pub struct Telemetry {
     waits: Histogram,
     estimate_errors: Histogram,
     unreported: Family<Labels, Counter>,
@@ -51,8 +41,8 @@ pub(crate) struct Telemetry {
     decision_ns: Mutex<Vec<u64>>,
 }
 
-impl Telemetry {
-    pub(crate) fn new() -> Self {
+impl Default for Telemetry {
+    fn default() -> Self {
         Self {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
@@ -63,25 +53,32 @@ impl Telemetry {
             decision_ns: Mutex::default(),
         }
     }
+}
+
+impl Telemetry {
+    /// Returns one that has measured nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
 
     /// Notes how long an admitted or refused request was parked.
-    pub(crate) fn waited(&self, wait: Duration) {
+    pub fn waited(&self, wait: Duration) {
         self.waits.observe(wait.as_secs_f64());
     }
 
     /// Notes a request that no limit refused and that was not sent all the same.
-    pub(crate) fn refused(&self, deployment: &str, why: &'static str) {
+    pub fn refused(&self, deployment: &str, why: &'static str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused.entry((deployment.to_owned(), why)).or_default() += 1;
     }
 
     /// Notes that the configuration was read again, and what came of it.
-    pub(crate) fn reloaded(&self, result: &'static str) {
+    pub fn reloaded(&self, result: &'static str) {
         self.reloads.get_or_create(&labels(&[("result", result)])).inc();
     }
 
     /// Notes how long a decision took that needed no wait.
-    pub(crate) fn decided(&self, took: Duration) {
+    pub fn decided(&self, took: Duration) {
         let number = self.decisions.fetch_add(1, Ordering::Relaxed);
         if !number.is_multiple_of(DECISION_SAMPLE) {
             return;
@@ -96,7 +93,7 @@ impl Telemetry {
     }
 
     /// Returns p50, p99 and number of the timed decisions, in nanoseconds.
-    pub(crate) fn decisions(&self) -> (u64, u64, usize) {
+    pub fn decisions(&self) -> (u64, u64, usize) {
         let mut ns = self.decision_ns.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ns.sort_unstable();
         let at = |share: usize| ns.get((ns.len() * share / 100).min(ns.len().saturating_sub(1))).copied().unwrap_or(0);
@@ -104,7 +101,7 @@ impl Telemetry {
     }
 
     /// Returns every metric as Prometheus text.
-    pub(crate) fn render(
+    pub fn render(
         &self,
         status: &Status,
         pauses: &BTreeMap<String, Duration>,

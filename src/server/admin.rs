@@ -15,14 +15,14 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::routing::{get, post};
+use quotum::Limiter;
 use quotum::cluster::Cluster;
-use quotum::ledger::{LimitStatus, PeerStatus};
-use quotum::{Limiter, Mode, Standing, Status};
+use quotum::ledger::LimitStatus;
+use quotum::telemetry::{self, Telemetry};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;
 use crate::config::Deployment;
-use crate::telemetry::Telemetry;
 use quotum::layer::parts::refusal;
 
 /// The largest body of a request to forget somebody.
@@ -103,40 +103,24 @@ impl Admin {
         let (p50, p99, samples) = self.telemetry.decisions();
         let draining = self.draining.load(Ordering::Relaxed);
         let pauses = self.pauses();
-        json!({
-            "replica": status.replica.to_string(),
-            "node": status.node,
-            "addr": status.addr.map(|addr| addr.to_string()),
-            "ready": status.ready && !draining,
-            "joined_at_unix_ms": status.joined.map(|at| at.unix_ms()),
-            "has_share": status.has_share,
-            "leaving": status.leaving || draining,
-            "blocked": blocked(&status),
-            "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
-            "limits": status.limits.iter().map(|limit| self.limit(limit, pauses.get(&limit.name))).collect::<Vec<_>>(),
-            "held_for_peers": status.held,
-            "config_refused": *self.refused.lock().unwrap_or_else(PoisonError::into_inner),
-            "ignored": {
-                "closed_window": status.ignored.closed_window,
-                "future_window": status.ignored.future_window,
-                "unknown_key": status.ignored.unknown_key,
-                "stale_request": status.ignored.stale_request,
-                "too_many_replicas": status.ignored.too_many_replicas,
-                "too_many_keys": status.ignored.too_many_keys,
-            },
-            "gossip": stats.map(|stats| json!({
-                "healthy": stats.healthy,
-                "frames_sent": stats.frames_sent,
-                "frames_unsent": stats.frames_unsent,
-                "frames_received": stats.frames_received,
-                "frames_rejected": stats.frames_rejected,
-                "bytes_sent": stats.bytes_sent,
-                "bytes_received": stats.bytes_received,
-                "messages_unsent": stats.messages_unsent,
-                "membership_restarts": stats.membership_restarts,
-            })),
-            "decision_ns": {"p50": p50, "p99": p99, "samples": samples},
-        })
+        let mut shown = telemetry::status_json(&status);
+        shown["ready"] = json!(status.ready && !draining);
+        shown["leaving"] = json!(status.leaving || draining);
+        shown["limits"] = status.limits.iter().map(|limit| self.limit(limit, pauses.get(&limit.name))).collect();
+        shown["config_refused"] = json!(*self.refused.lock().unwrap_or_else(PoisonError::into_inner));
+        shown["gossip"] = json!(stats.map(|stats| json!({
+            "healthy": stats.healthy,
+            "frames_sent": stats.frames_sent,
+            "frames_unsent": stats.frames_unsent,
+            "frames_received": stats.frames_received,
+            "frames_rejected": stats.frames_rejected,
+            "bytes_sent": stats.bytes_sent,
+            "bytes_received": stats.bytes_received,
+            "messages_unsent": stats.messages_unsent,
+            "membership_restarts": stats.membership_restarts,
+        })));
+        shown["decision_ns"] = json!({"p50": p50, "p99": p99, "samples": samples});
+        shown
     }
 
     /// Returns how long each limit's upstream still wants no requests, where it does.
@@ -151,35 +135,10 @@ impl Admin {
     }
 
     fn limit(&self, limit: &LimitStatus, paused: Option<&Duration>) -> Value {
-        let quotas = limit.quotas.iter().map(|(standing, counts, over)| {
-            let mut quota = standing_json(standing);
-            quota["admitted_total"] = json!(counts.admitted);
-            quota["refunded_total"] = json!(counts.refunded);
-            quota["overshoot_total"] = json!(counts.overshoot);
-            quota["uncovered_total"] = json!(counts.uncovered);
-            quota["overshoot_bound"] = json!(over.map(|over| over.bound));
-            quota["overshoot_expected"] = json!(over.map(|over| over.expected));
-            quota
-        });
-        json!({
-            "limit_id": limit.name,
-            "deployments": self.served().sharers.get(limit.name.as_str()),
-            "mode": mode(limit.mode),
-            "quotas": quotas.collect::<Vec<_>>(),
-            "switches": limit.switches.iter().map(|switch| json!({
-                "from": switch.from.map(|quota| quota.to_string()),
-                "to": switch.to.to_string(),
-                "at_unix_ms": switch.at.unix_ms(),
-            })).collect::<Vec<_>>(),
-            "parked": limit.parked,
-            "upstream_paused_ms": paused.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-            "refused": limit.refused,
-            "observed": limit.observed,
-            "mismatches": limit.mismatches.iter().map(|other| json!({
-                "peer": other.peer.to_string(),
-                "theirs": other.theirs.to_string(),
-            })).collect::<Vec<_>>(),
-        })
+        let mut shown = telemetry::limit_json(limit);
+        shown["deployments"] = json!(self.served().sharers.get(limit.name.as_str()));
+        shown["upstream_paused_ms"] = json!(paused.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+        shown
     }
 }
 
@@ -198,49 +157,6 @@ fn sharers(deployments: &[Deployment]) -> BTreeMap<String, Vec<String>> {
         sharers.entry(limit.clone()).or_default().push(deployment.id.clone());
     }
     sharers
-}
-
-fn blocked(status: &Status) -> Vec<Value> {
-    let blocked = status.blocked.iter();
-    blocked.map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
-}
-
-fn peer(peer: &PeerStatus) -> Value {
-    json!({
-        "replica": peer.id.to_string(),
-        "node": peer.node,
-        "addr": peer.addr.to_string(),
-        "reachable": peer.reachable,
-        "staleness_ms": peer.staleness.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        "skew_ms": peer.skew_ms,
-        "gone_from_unix_ms": peer.gone.map(|at| at.unix_ms()),
-    })
-}
-
-/// Returns a mode as the config writes it.
-fn mode(mode: Mode) -> Value {
-    match mode {
-        Mode::Elastic { beta } => json!({"elastic": {"beta": beta.as_part()}}),
-        Mode::Sum { margin } => json!({"sum": {"margin": margin.to_string()}}),
-        other => json!(other.name()),
-    }
-}
-
-fn standing_json(standing: &Standing) -> Value {
-    json!({
-        "unit": standing.quota.unit().name(),
-        "limit": standing.limit,
-        "quota": standing.quota.to_string(),
-        "window_ms": standing.quota.window().ms(),
-        "version": format!("{:016x}", standing.quota.version()),
-        "window_start_unix_ms": standing.window_start.unix_ms(),
-        "used": standing.used,
-        "margin_reachable": standing.margin_reachable,
-        "margin_unreachable": standing.margin_unreachable,
-        "spendable": standing.spendable,
-        "debt": standing.debt,
-        "resets_in_ms": u64::try_from(standing.resets_in.as_millis()).unwrap_or(u64::MAX),
-    })
 }
 
 async fn livez() -> &'static str {

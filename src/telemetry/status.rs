@@ -1,0 +1,108 @@
+//! A pod's status as JSON: what `/status` shows of the limiter and the cluster.
+//!
+//! Knows the names of /status. Must not know how it is asked for. The invariant it keeps:
+//! whoever shows a status, the proxy or a binding, shows the same one.
+
+use serde_json::{Value, json};
+
+use crate::ledger::{LimitStatus, PeerStatus};
+use crate::{Mode, Standing, Status};
+
+/// Returns what a status says of this replica, its peers and its limits.
+pub fn status_json(status: &Status) -> Value {
+    json!({
+        "replica": status.replica.to_string(),
+        "node": status.node,
+        "addr": status.addr.map(|addr| addr.to_string()),
+        "ready": status.ready,
+        "joined_at_unix_ms": status.joined.map(|at| at.unix_ms()),
+        "has_share": status.has_share,
+        "leaving": status.leaving,
+        "blocked": blocked(status),
+        "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
+        "limits": status.limits.iter().map(limit_json).collect::<Vec<_>>(),
+        "held_for_peers": status.held,
+        "ignored": {
+            "closed_window": status.ignored.closed_window,
+            "future_window": status.ignored.future_window,
+            "unknown_key": status.ignored.unknown_key,
+            "stale_request": status.ignored.stale_request,
+            "too_many_replicas": status.ignored.too_many_replicas,
+            "too_many_keys": status.ignored.too_many_keys,
+        },
+    })
+}
+
+/// Returns what a status says of one limit.
+pub fn limit_json(limit: &LimitStatus) -> Value {
+    let quotas = limit.quotas.iter().map(|(standing, counts, over)| {
+        let mut quota = standing_json(standing);
+        quota["admitted_total"] = json!(counts.admitted);
+        quota["refunded_total"] = json!(counts.refunded);
+        quota["overshoot_total"] = json!(counts.overshoot);
+        quota["uncovered_total"] = json!(counts.uncovered);
+        quota["overshoot_bound"] = json!(over.map(|over| over.bound));
+        quota["overshoot_expected"] = json!(over.map(|over| over.expected));
+        quota
+    });
+    json!({
+        "limit_id": limit.name,
+        "mode": mode(limit.mode),
+        "quotas": quotas.collect::<Vec<_>>(),
+        "switches": limit.switches.iter().map(|switch| json!({
+            "from": switch.from.map(|quota| quota.to_string()),
+            "to": switch.to.to_string(),
+            "at_unix_ms": switch.at.unix_ms(),
+        })).collect::<Vec<_>>(),
+        "parked": limit.parked,
+        "refused": limit.refused,
+        "observed": limit.observed,
+        "mismatches": limit.mismatches.iter().map(|other| json!({
+            "peer": other.peer.to_string(),
+            "theirs": other.theirs.to_string(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn blocked(status: &Status) -> Vec<Value> {
+    let blocked = status.blocked.iter();
+    blocked.map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
+}
+
+fn peer(peer: &PeerStatus) -> Value {
+    json!({
+        "replica": peer.id.to_string(),
+        "node": peer.node,
+        "addr": peer.addr.to_string(),
+        "reachable": peer.reachable,
+        "staleness_ms": peer.staleness.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        "skew_ms": peer.skew_ms,
+        "gone_from_unix_ms": peer.gone.map(|at| at.unix_ms()),
+    })
+}
+
+/// Returns a mode as the config writes it.
+fn mode(mode: Mode) -> Value {
+    match mode {
+        Mode::Elastic { beta } => json!({"elastic": {"beta": beta.as_part()}}),
+        Mode::Sum { margin } => json!({"sum": {"margin": margin.to_string()}}),
+        other => json!(other.name()),
+    }
+}
+
+fn standing_json(standing: &Standing) -> Value {
+    json!({
+        "unit": standing.quota.unit().name(),
+        "limit": standing.limit,
+        "quota": standing.quota.to_string(),
+        "window_ms": standing.quota.window().ms(),
+        "version": format!("{:016x}", standing.quota.version()),
+        "window_start_unix_ms": standing.window_start.unix_ms(),
+        "used": standing.used,
+        "margin_reachable": standing.margin_reachable,
+        "margin_unreachable": standing.margin_unreachable,
+        "spendable": standing.spendable,
+        "debt": standing.debt,
+        "resets_in_ms": u64::try_from(standing.resets_in.as_millis()).unwrap_or(u64::MAX),
+    })
+}
