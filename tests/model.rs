@@ -9,13 +9,19 @@
 //! which arrives at any time, again, or never; two windows of 4 units that run at once, touched in
 //! any order or not at all; transfers of single units.
 //!
+//! From every state that is reached, `calm.rs` lets everything go well: no more faults, the dead
+//! proven, letters of the living delivered in rounds. Within a handful of rounds everybody alive must
+//! take its share of the next window, the shares must sum up to the limit, and whoever is asked for
+//! all of it must be able to gather it. So liveness is an invariant of states as well.
+//!
 //! Time is five instants, chosen in `replica.rs` so that every comparison of the rule is met at
 //! its edge with clocks at either end of epsilon.
 //!
 //! # What is left out
 //!
 //! Absence as a proof, self-fencing, garbage collection, a static list, a clock judged wrong, and
-//! giving up on somebody alive: tests/roster.rs and the simulator have those. Letters are read by
+//! giving up on somebody alive: tests/roster.rs and the simulator have those. How often a
+//! letter is repeated until it is read is the ledger's business, and the simulator's. Letters are read by
 //! the process they reach, with the frame they came in; relays are not distinguished.
 //!
 //! # Why it is small
@@ -35,7 +41,10 @@
 //! | `two_lives_*` | 2 | all: every letter, early and late, a crash, a leave, a proof, giving up, looking again | exhausted |
 //! | `three_lives_*` | 3 | as each test says; of the searches with `newest`, only the newest letter of each sender is under way | exhausted |
 //! | `four_lives_*` | 4 | two members, two joiners, links cut as H1 and H2 want it | breadth-first, to a number of steps |
-//! | `without_*` | 2-3 | the rule without one clause: a violation must be found | to the first violation |
+//! | `without_*`, `a_*`, `admit_*` | 2-3 | the rule without one clause: a violation must be found | to the first violation |
+//!
+//! Each scenario of docs/algorithm.md section 7 must be reached by a search: H1 and H2 by `four_lives_*`, H3, H4, H5,
+//! H6 and J2 by `two_lives_wait`, J1 by `three_lives_admit_*`, J3 by `three_lives_restart_*`.
 //!
 //! `QUOTUM_MODEL=full cargo test --release --no-default-features --test model -- --nocapture`
 //! searches the larger bounds: minutes and gigabytes.
@@ -43,6 +52,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no reachable items")]
 
 mod model {
+    pub mod calm;
     pub mod facts;
     pub mod fleet;
     pub mod replica;
@@ -50,7 +60,8 @@ mod model {
 
 use std::time::Instant;
 
-use model::facts::Fact;
+use model::calm;
+use model::facts::{self, Fact};
 use model::fleet::{Bounds, Fleet};
 use model::replica::{Removed, Rule};
 use quotum::ledger::FirstWindow::{self, Admit, Wait};
@@ -153,9 +164,10 @@ fn holds(name: &str, rule: Rule, bounds: Bounds, until: Until) {
     let checker = search.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let states = checker.unique_state_count();
     let (replicas, letters, steps) = checker.model().book().sizes();
+    let (calms, rounds) = checker.model().calms();
     println!(
         "{name}: {states} states, {} steps, {} deep; {replicas} replicas, {letters} letters, {steps} steps of one \
-         replica; {:?}",
+         replica; {calms} fleets calm after at most {rounds} rounds; {:?}",
         checker.state_count(),
         checker.max_depth(),
         begin.elapsed()
@@ -176,15 +188,23 @@ fn fails(removed: Removed, rule: Rule, bounds: Bounds) {
     let rule = Rule { removed, ..rule };
     let search = Fleet::new(rule, bounds).checker().finish_when(HasDiscoveries::AnyFailures);
     let checker = search.target_state_count(3_000_000).spawn_bfs().join();
-    assert!(violation(&checker).is_some(), "{removed:?} is removed and nobody noticed");
+    let broken = broken(&checker);
+    assert!(!broken.is_empty(), "{removed:?} is removed and nobody noticed");
+    let is_liveness = broken.iter().all(|name| facts::is_liveness(name));
+    assert_eq!(is_liveness, removed.only_blocks(), "{removed:?} broke {broken:?}");
+}
+
+/// Returns the names of the invariants that do not hold.
+fn broken(checker: &impl Checker<Fleet>) -> Vec<&'static str> {
+    let properties = checker.model().properties();
+    let invariants = properties.iter().filter(|property| property.expectation == Expectation::Always);
+    invariants.map(|invariant| invariant.name).filter(|name| checker.discovery(name).is_some()).collect()
 }
 
 /// Returns how the first invariant that does not hold was broken.
 fn violation(checker: &impl Checker<Fleet>) -> Option<String> {
-    let properties = checker.model().properties();
-    let invariants = properties.iter().filter(|property| property.expectation == Expectation::Always);
-    let (name, path) =
-        invariants.filter_map(|invariant| Some((invariant.name, checker.discovery(invariant.name)?))).next()?;
+    let name = *broken(checker).first()?;
+    let path = checker.discovery(name)?;
     let mut text = format!("not so: {name}");
     for (state, action) in path.clone().into_vec() {
         if let Some(action) = action {
@@ -192,7 +212,13 @@ fn violation(checker: &impl Checker<Fleet>) -> Option<String> {
         }
     }
     let last = path.into_states().pop().expect("a path has a state");
-    let book = checker.model().book();
+    let mut book = checker.model().book();
+    if facts::is_liveness(name) {
+        let (how, calmed) = calm::example(&checker.model().rule, &mut book, &last.living())?;
+        text += &format!("\nafter {how}");
+        calmed.into_iter().for_each(|replica| text += &format!("\n{}", book.describe(replica)));
+        return Some(text);
+    }
     for life in 0..usize::from(last.started) {
         let process = &last.processes[life];
         let what = if process.alive { book.describe(process.replica) } else { format!("{process:#?}") };
@@ -378,4 +404,29 @@ fn a_transfer_credited_twice_is_over() {
 #[test]
 fn a_transfer_without_debit_is_over() {
     fails(Removed::Debit, rule(Wait, FAST_FIRST), Bounds { cold: 3, warm: 3, gifts: 3, newest: true, ..NEWCOMER });
+}
+
+#[test]
+fn a_newcomer_that_asks_once_is_stuck() {
+    fails(Removed::Repetition, rule(Wait, FAST_FIRST), TWO);
+}
+
+#[test]
+fn a_proof_of_death_that_is_not_passed_on_blocks() {
+    fails(Removed::Telling, rule(Wait, FAST_FIRST), NEWCOMER);
+}
+
+#[test]
+fn a_leaver_that_does_not_say_so_keeps_its_part() {
+    fails(Removed::Goodbye, rule(Wait, FAST_FIRST), TWO);
+}
+
+#[test]
+fn a_roster_that_never_forgets_the_dead_keeps_their_part() {
+    fails(Removed::Forgetting, rule(Admit, FAST_FIRST), TWO);
+}
+
+#[test]
+fn without_echoes_a_listed_address_blocks_for_ever() {
+    fails(Removed::Echo, rule(Admit, FAST_FIRST), TWO);
 }

@@ -6,7 +6,7 @@
 use stateright::Property;
 
 use super::fleet::{Bounds, Fleet, State};
-use super::replica::{Book, LIMIT, LIVES, STARTS, View, bits};
+use super::replica::{Book, LIMIT, LIVES, Removed, STARTS, View, bits};
 
 /// Something that holds of a state or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,12 @@ pub enum Fact {
     OverLimit,
     /// Two hold a share of the same window, and one did not count the other.
     HolderNotCounted,
-    /// Nothing more can happen, everybody dead is proven, and somebody alive has not joined.
+    /// After a calm, somebody alive takes no share of the next window.
     Stuck,
+    /// After a calm, a part of the next window's limit is nobody's.
+    Withheld,
+    /// After a calm, somebody cannot gather the next window's limit.
+    Refused,
     /// One process holds the later window and has not touched the earlier one yet.
     LaterWindowFirst,
     /// A process runs in the slot of a dead one and has joined.
@@ -77,6 +81,15 @@ impl Fact {
     }
 }
 
+const STUCK: &str = "everybody takes its share after a calm";
+const WITHHELD: &str = "the whole limit is somebody's after a calm";
+const REFUSED: &str = "whoever is asked for the whole limit after a calm can gather it";
+
+/// Whether an invariant of this name promises that something will happen.
+pub fn is_liveness(name: &str) -> bool {
+    [STUCK, WITHHELD, REFUSED].contains(&name)
+}
+
 /// All facts of one state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Facts(u32);
@@ -96,7 +109,9 @@ pub fn properties(bounds: &Bounds) -> Vec<Property<Fleet>> {
     let mut properties = vec![
         Property::always("rights never exceed the limit", |_, state: &State| !state.facts.has(Fact::OverLimit)),
         Property::always("holders count each other", |_, state: &State| !state.facts.has(Fact::HolderNotCounted)),
-        Property::always("nobody is stuck", |_, state: &State| !state.facts.has(Fact::Stuck)),
+        Property::always(STUCK, |_, state: &State| !state.facts.has(Fact::Stuck)),
+        Property::always(WITHHELD, |_, state: &State| !state.facts.has(Fact::Withheld)),
+        Property::always(REFUSED, |_, state: &State| !state.facts.has(Fact::Refused)),
     ];
     for (fact, name, condition) in REACHABLE {
         if bounds.reaches.contains(fact) {
@@ -118,7 +133,12 @@ pub fn of(fleet: &Fleet, state: &State, book: &mut Book) -> Facts {
         of_process(state, book, life, held, &mut facts);
     }
     of_pairs(state, book, &mut facts);
-    facts.add(Fact::Stuck, fleet.is_stuck(state, book));
+    if fleet.rule.removed == Removed::Nothing || fleet.rule.removed.only_blocks() {
+        let calm = fleet.calm(state, book);
+        facts.add(Fact::Stuck, calm.stuck);
+        facts.add(Fact::Withheld, calm.withheld);
+        facts.add(Fact::Refused, calm.refused);
+    }
     facts
 }
 
@@ -159,11 +179,11 @@ fn of_process(state: &State, book: &Book, life: u8, held: [u8; 2], facts: &mut F
     facts.add(Fact::LaterWindowFirst, view.frozen[1].is_some() && view.frozen[0].is_none());
     facts.add(Fact::Restarted, joined && before().next().is_some());
     facts.add(Fact::GoneAtStart, view.gone_at_start != 0);
-    for window in 0..2 {
+    for (window, held) in held.into_iter().enumerate() {
         let holds = |other: u8| held_by_dead(other)[window].is_some();
         let alone = state.alive() == 1 << life;
         facts.add(Fact::RestartedAlone, alone && barred(window) && before().any(holds));
-        facts.add(Fact::NewcomerWithoutEntitlement, barred(window) && view.knows & held[window] & state.alive() != 0);
+        facts.add(Fact::NewcomerWithoutEntitlement, barred(window) && view.knows & held & state.alive() != 0);
         let silent = view.waits_for | state.lives_at(view.unresolved);
         facts.add(Fact::GaveUpOnHolder, barred(window) && bits(silent & state.ended()).any(holds));
         let unheard = bits(state.ended() & !view.knows).filter(|other| holds(*other));

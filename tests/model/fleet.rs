@@ -3,13 +3,15 @@
 //! Knows processes, faults, the network and the directory. Must not know the roster's rule:
 //! it asks [`Book`] what becomes of a replica, and the book asks the production code.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
 use quotum::ledger::FirstWindow;
 use stateright::{Model, Property};
 
+use super::calm::{self, Outcome};
 use super::facts::{self, Fact, Facts};
-use super::replica::{Book, CALM, Event, Frozen, GIFTS, LIVES, Removed, Rule, bits};
+use super::replica::{Book, Event, Frozen, GIFTS, LIVES, Removed, Rule, bits};
 
 /// What a search covers.
 #[derive(Clone, Copy, Debug)]
@@ -123,11 +125,13 @@ pub struct Fleet {
     pub rule: Rule,
     pub bounds: Bounds,
     book: Mutex<Book>,
+    /// What becomes of each fleet of living replicas, once nothing goes wrong any more.
+    calms: Mutex<HashMap<Vec<u32>, Outcome>>,
 }
 
 impl Fleet {
     pub fn new(rule: Rule, bounds: Bounds) -> Self {
-        Self { rule, bounds, book: Mutex::default() }
+        Self { rule, bounds, book: Mutex::default(), calms: Mutex::default() }
     }
 
     pub fn book(&self) -> MutexGuard<'_, Book> {
@@ -376,37 +380,17 @@ impl Fleet {
         rights
     }
 
-    /// Once faults stop and the dead are proven, somebody alive has no share and nothing that
-    /// can still happen will change anybody.
-    pub fn is_stuck(&self, state: &State, book: &mut Book) -> bool {
-        if usize::from(state.time) + 1 < self.bounds.instants.len() || self.rule.removed != Removed::Nothing {
-            return false;
-        }
-        let waits = |life: u8, book: &Book| {
-            let view = book.view(state.processes[usize::from(life)].replica);
-            !view.leaving && view.first.is_none()
-        };
-        if !bits(state.alive()).any(|life| waits(life, book)) {
-            return false;
-        }
-        let mut calm = state.clone();
-        let is_proven = |life: u8, book: &Book| {
-            let view = book.view(state.processes[usize::from(life)].replica);
-            view.knows & !view.gone & state.ended() == 0 && view.unresolved & !state.slots(state.alive()) == 0
-        };
-        let proofs_left = state.proofs < self.bounds.proofs;
-        if !proofs_left && bits(state.alive()).any(|life| !is_proven(life, book)) {
-            return false;
-        }
-        for instant in [self.instant(state), CALM] {
-            if self.settle(&mut calm, book, instant) && instant != CALM {
-                return false;
-            }
-        }
-        bits(calm.alive()).any(|life| {
-            let view = book.view(calm.processes[usize::from(life)].replica);
-            !view.leaving && view.first.is_none()
-        })
+    /// What becomes of the living if nothing goes wrong any more.
+    pub fn calm(&self, state: &State, book: &mut Book) -> Outcome {
+        let living = state.living();
+        let mut calms = self.calms.lock().expect("no step panicked");
+        *calms.entry(living.clone()).or_insert_with(|| calm::outcome(&self.rule, book, &living))
+    }
+
+    /// How many different fleets were met by a calm, and the most rounds that one took.
+    pub fn calms(&self) -> (usize, u8) {
+        let calms = self.calms.lock().expect("no step panicked");
+        (calms.len(), calms.values().map(|outcome| outcome.rounds).max().unwrap_or_default())
     }
 
     /// Whether nothing but a fault, a proof or time can change anybody.
@@ -420,26 +404,16 @@ impl Fleet {
             events.iter().all(|event| book.step(&self.rule, replica, self.instant(state), *event) == replica)
         })
     }
-
-    /// Lets everything happen that is no fault until nothing changes anybody. Returns whether
-    /// anything did.
-    fn settle(&self, state: &mut State, book: &mut Book, instant: u8) -> bool {
-        let mut events = Vec::new();
-        let mut any = false;
-        while bits(state.alive()).any(|life| {
-            events.clear();
-            self.events(state, book, life, &mut events);
-            events.iter().any(|event| self.happens(state, book, life, 0, *event, instant))
-        }) {
-            any = true;
-        }
-        any
-    }
 }
 
 impl State {
     pub fn alive(&self) -> u8 {
         self.mask(|process| process.alive)
+    }
+
+    /// The replicas that run, by number in the book.
+    pub fn living(&self) -> Vec<u32> {
+        bits(self.alive()).map(|life| self.processes[usize::from(life)].replica).collect()
     }
 
     pub fn ended(&self) -> u8 {

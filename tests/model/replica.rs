@@ -27,8 +27,11 @@ const HOUR: u64 = 3_600_000;
 const MINUTE: u64 = 60_000;
 
 /// Where the two windows start: an hour's, and a minute's inside that hour. So from the
-/// second start on both may be frozen, in either order.
-pub const STARTS: [u64; 2] = [1_000 * HOUR, 1_000 * HOUR + 2 * MINUTE];
+/// second start on both may be frozen, in either order. The third is [`NEXT`].
+pub const STARTS: [u64; 3] = [1_000 * HOUR, 1_000 * HOUR + 2 * MINUTE, 1_000 * HOUR + 3 * MINUTE];
+
+/// The window that is opened after every calm: it starts after every floor that is read in one.
+pub const NEXT: u8 = 2;
 
 /// The instants of true time. With every clock at one end of epsilon they meet each
 /// comparison of the rule at its edge.
@@ -40,8 +43,15 @@ pub const STARTS: [u64; 2] = [1_000 * HOUR, 1_000 * HOUR + 2 * MINUTE];
 ///    window's start, which no clock has opened.
 /// 3. Both windows are open everywhere, and every floor is after both.
 /// 4. [`CALM`].
-pub const INSTANTS: [u64; 5] =
-    [STARTS[0] - 20_000, STARTS[0] - 4_000, STARTS[1] - 4_001, STARTS[1] + 3_000, STARTS[1] + 30_000];
+/// 5. The next window is open everywhere.
+pub const INSTANTS: [u64; 6] = [
+    STARTS[0] - 20_000,
+    STARTS[0] - 4_000,
+    STARTS[1] - 4_001,
+    STARTS[1] + 3_000,
+    STARTS[1] + 30_000,
+    STARTS[2] + 3_000,
+];
 
 /// The calm after everything, when even the slowest clock has passed every floor.
 pub const CALM: u8 = 4;
@@ -79,6 +89,24 @@ pub enum Removed {
     MergeOfGifts,
     /// A donor publishes a transfer and is not debited.
     Debit,
+    /// What a replica has to say is sent once, not until it is read: a newcomer whose question
+    /// was lost never asks again.
+    Repetition,
+    /// A proof of death is not passed on.
+    Telling,
+    /// A leaver does not say so.
+    Goodbye,
+    /// Who was proven dead is never forgotten.
+    Forgetting,
+    /// No frame echoes another: nobody can tell who runs at an address now.
+    Echo,
+}
+
+impl Removed {
+    /// Whether it costs liveness and no safety.
+    pub fn only_blocks(self) -> bool {
+        matches!(self, Self::Repetition | Self::Telling | Self::Goodbye | Self::Forgetting | Self::Echo)
+    }
 }
 
 /// The rule and the clocks of one search.
@@ -129,6 +157,8 @@ struct Replica {
 /// What the fleet needs to know of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
+    pub life: u8,
+    pub slot: u8,
     pub looked: bool,
     pub first: Option<Timestamp>,
     pub floor: Timestamp,
@@ -232,6 +262,13 @@ impl Book {
         touched.frozen
     }
 
+    /// What a replica takes of a window if it touches it first when it is open everywhere.
+    pub fn takes(&self, rule: &Rule, replica: u32, window: u8) -> Option<Frozen> {
+        let mut replica = Replica::clone(&self.replicas[replica as usize].0);
+        let now = rule.clock(replica.slot, INSTANTS.len() as u8 - 1);
+        replica.take(rule, window, now)
+    }
+
     fn number(&mut self, mut replica: Replica) -> u32 {
         replica.roster = replica.roster.essence();
         if let Some(known) = self.numbers.get(&replica) {
@@ -280,6 +317,7 @@ impl Replica {
                 let message = letter.expect("a letter is delivered");
                 self.receive(rule, message, echoed, now);
             }
+            Event::Forget { .. } | Event::ForgetSlot { .. } if rule.removed == Removed::Forgetting => {}
             Event::Forget { life } => {
                 let id = self.roster.everybody().map(|(id, ..)| id).find(|id| life_of(*id) == life);
                 let id = id.expect("only whom it knows").to_string();
@@ -293,7 +331,7 @@ impl Replica {
             Event::GiveUp { silent } => {
                 if rule.removed == Removed::LateFloor {
                     for life in bits(silent & !(1 << self.life)) {
-                        self.answer_for(life, now);
+                        self.answer_for(rule, life, now);
                     }
                 }
                 self.roster.handle_time(running(now), WindowLength::HOUR.duration(), now);
@@ -311,14 +349,18 @@ impl Replica {
         let me = self.id();
         let mut message = message.clone();
         match rule.removed {
-            Removed::Acks => {
-                if !message.members.iter().any(|member| member.id == me) {
-                    let place = message.members.partition_point(|member| member.id < me);
-                    message.members.insert(place, member(me, self.slot));
-                }
+            Removed::Acks if !message.members.iter().any(|member| member.id == me) => {
+                let place = message.members.partition_point(|member| member.id < me);
+                message.members.insert(place, member(me, self.slot));
             }
             Removed::Counts => message.members.iter_mut().for_each(|member| member.counts = Timestamp::ZERO),
             Removed::FloorOfAnswer => message.floor = Timestamp::ZERO,
+            Removed::Telling => message.members.iter_mut().for_each(|member| {
+                member.gone = member.gone.filter(|_| member.id == message.from);
+            }),
+            Removed::Goodbye => message.members.iter_mut().for_each(|member| {
+                member.gone = member.gone.filter(|_| member.id != message.from);
+            }),
             Removed::TickOfGoodbye => message.members.iter_mut().for_each(|member| {
                 member.gone = member.gone.map(|gone| if member.id == message.from { before(gone) } else { gone });
             }),
@@ -326,21 +368,22 @@ impl Replica {
                 let gone: Vec<ReplicaId> =
                     message.members.iter().filter(|member| member.gone.is_some()).map(|member| member.id).collect();
                 message.members.iter_mut().for_each(|member| member.gone = None);
-                self.hear(&message, echoed, now);
+                self.hear(rule, &message, echoed, now);
                 for id in gone.into_iter().filter(|id| *id != me) {
-                    self.answer_for(life_of(id), now);
+                    self.answer_for(rule, life_of(id), now);
                 }
                 return;
             }
             _ => {}
         }
-        self.hear(&message, echoed, now);
+        self.hear(rule, &message, echoed, now);
     }
 
     /// Takes a frame as the ledger does: its header, the message, and the header again if
     /// nobody knew its sender yet.
-    fn hear(&mut self, message: &RosterMessage, echoed: bool, now: Timestamp) {
+    fn hear(&mut self, rule: &Rule, message: &RosterMessage, echoed: bool, now: Timestamp) {
         // The latest send time: at or after the look, whenever that was.
+        let echoed = echoed && rule.removed != Removed::Echo;
         let contact = Contact { from: message.from, sent_at: now, echo: echoed.then_some(now) };
         self.roster.handle_contact(&contact, now);
         self.roster.handle_message(message, now);
@@ -348,20 +391,26 @@ impl Replica {
     }
 
     /// A forged answer: `life` counts this replica from the epoch on.
-    fn answer_for(&mut self, life: u8, now: Timestamp) {
+    fn answer_for(&mut self, rule: &Rule, life: u8, now: Timestamp) {
         let known = self.roster.everybody().find(|(id, ..)| life_of(*id) == life);
         let Some((from, slot)) = known.map(|(id, slot, _)| (id, slot.clone())) else { return };
         let me = self.id();
         let mut members = vec![Member { slot, ..member(from, 0) }, member(me, self.slot)];
         members.sort_by_key(|member| member.id);
         let message = RosterMessage { from, revision: 0, floor: Timestamp::ZERO, watermark: Timestamp::ZERO, members };
-        self.hear(&message, true, now);
+        self.hear(rule, &message, true, now);
     }
 
     fn freeze(&mut self, rule: &Rule, window: u8, now: Timestamp) {
+        if self.frozen[usize::from(window)].is_none() {
+            self.frozen[usize::from(window)] = self.take(rule, window, now);
+        }
+    }
+
+    fn take(&mut self, rule: &Rule, window: u8, now: Timestamp) -> Option<Frozen> {
         let (key, span) = key_and_window(window);
-        if self.frozen[usize::from(window)].is_some() || now < span.opens() || now >= span.end() {
-            return;
+        if now < span.opens() || now >= span.end() {
+            return None;
         }
         let start = span.start();
         let said = self.roster.clone().message();
@@ -376,9 +425,9 @@ impl Replica {
                 place.share(LIMIT)
             }
             None if self.takes_unentitled(rule) => LIMIT / least,
-            None => return,
+            None => return None,
         };
-        self.frozen[usize::from(window)] = Some(Frozen { share: share as u8, counted, counted_slots });
+        Some(Frozen { share: share as u8, counted, counted_slots })
     }
 
     fn takes_unentitled(&self, rule: &Rule) -> bool {
@@ -394,6 +443,8 @@ impl Replica {
         let waits: Vec<String> = self.roster.blocked().into_iter().map(|blocked| blocked.who).collect();
         let everybody = || self.roster.everybody();
         View {
+            life: self.life,
+            slot: self.slot,
             looked: self.roster.has_looked(),
             first: self.roster.first(),
             floor,
