@@ -197,6 +197,10 @@ impl Canary {
         matches!(self, Self::SlicesTooLarge | Self::RightsLiveTooLong | Self::NotVested | Self::WrongMidnight)
     }
 
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(canary, ..)| *canary == self).map_or("", |(_, name, ..)| name)
+    }
+
     /// Returns the canary with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, known, ..)| *known == name).map(|(canary, ..)| *canary)

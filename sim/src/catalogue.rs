@@ -5,6 +5,7 @@
 
 mod efficiency;
 mod kinds;
+mod pods;
 pub(crate) mod studies;
 
 use std::time::Duration;
@@ -19,7 +20,7 @@ use self::efficiency::{
 use crate::Micros;
 use crate::fault::{Fault, Scheduled, Swarm};
 use crate::rng::Rng;
-use crate::scenario::{Network, Plan, Promise, Requires, Scenario, strict_settings};
+use crate::scenario::{Layer, Network, Plan, Promise, Requires, Scenario, strict_settings};
 use crate::workload::{Costs, Shape, Workload};
 
 const SECOND: Micros = 1_000_000;
@@ -28,7 +29,12 @@ const SECOND: Micros = 1_000_000;
 pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
 
 /// Every scenario, in the order in which a sweep runs them.
-pub(crate) const SCENARIOS: &[Scenario] = &[
+pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    SCENARIOS.iter().chain(pods::SCENARIOS)
+}
+
+/// Those of the event layer.
+const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "swarm",
         about: "every fault, every workload, the conditions kept: zero over, and recovery in the calm",
@@ -334,7 +340,9 @@ fn base(seed: u64, rng: &mut Rng, slots: usize, window_s: u64) -> Plan {
     let window = Duration::from_secs(window_s);
     let end = 60 * SECOND;
     Plan {
+        scenario: "",
         seed,
+        layer: Layer::Events,
         quotas: vec![Quota::tokens(100_000).per(window)],
         mode: Mode::Strict,
         midnights: Vec::new(),

@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::canary::Canary;
-use crate::catalogue::SCENARIOS;
+use crate::catalogue::scenarios;
 use crate::corpus;
-use crate::events::RunOptions;
+use crate::fleet::RunOptions;
 use crate::oracle::Violation;
 use crate::page::{self, Swept};
+use crate::process;
 use crate::report::{Summary, failure, replay_command};
 use crate::runner::{in_parallel, run_plan, run_seed, scenario, shrink};
 use crate::scenario::Scenario;
@@ -21,6 +22,12 @@ use crate::scenario::Scenario;
 /// Runs the command with these arguments.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     let arguments: Vec<String> = arguments.collect();
+    if arguments == [process::COMMAND] {
+        return match process::carry_out() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(wrong) => usage(&wrong),
+        };
+    }
     let Some((command, rest)) = arguments.split_first() else { return usage("a command is missing") };
     let options = match Options::parse(rest) {
         Ok(options) => options,
@@ -84,8 +91,8 @@ impl Options {
                 _ => return Err(format!("{name:?} is no option")),
             }
         }
-        if !["events", "all"].contains(&options.layer.as_str()) {
-            return Err(format!("{:?} is no layer of this build; there is: events", options.layer));
+        if !["events", "turmoil", "all"].contains(&options.layer.as_str()) {
+            return Err(format!("{:?} is no layer; there are: events, turmoil, all", options.layer));
         }
         if options.scenario != "all" && scenario(&options.scenario).is_none() {
             return Err(format!("{:?} is no scenario; `list` names them", options.scenario));
@@ -105,14 +112,17 @@ impl Options {
     }
 
     fn scenarios(&self) -> impl Iterator<Item = &'static Scenario> + '_ {
-        SCENARIOS.iter().filter(|scenario| self.scenario == "all" || self.scenario == scenario.name)
+        scenarios().filter(|scenario| {
+            (self.scenario == "all" || self.scenario == scenario.name)
+                && (self.layer == "all" || self.layer == scenario.layer().name())
+        })
     }
 }
 
 fn usage(wrong: &str) -> ExitCode {
     eprintln!("{wrong}");
     eprintln!(
-        "usage: quotum-sim sweep [--scenario NAME|all] [--layer events|all] [--seeds N] [--start-seed S] [--json] [--report DIR]"
+        "usage: quotum-sim sweep [--scenario NAME|all] [--layer events|turmoil|all] [--seeds N] [--start-seed S] [--json] [--report DIR]"
     );
     eprintln!("       quotum-sim replay --scenario NAME --seed S [--trace FILE] [--canary NAME]");
     eprintln!("       quotum-sim list");
@@ -176,7 +186,7 @@ fn sweep_one(scenario: &Scenario, options: &Options) -> Summary {
         let seed = seed_of(number);
         match result {
             Ok(outcome) => {
-                summary.add(&(scenario.draw)(seed), &outcome, 1 + u64::from(is_twice(number)));
+                summary.add(&scenario.plan(seed), &outcome, 1 + u64::from(is_twice(number)));
                 if let Some(violation) = outcome.violation {
                     summary.failed.push(seed);
                     tell(scenario, seed, &violation, summary.violations, options);
@@ -224,7 +234,7 @@ fn tell(scenario: &Scenario, seed: u64, violation: &Violation, number: u64, opti
 }
 
 fn explain(scenario: &Scenario, seed: u64, violation: &Violation, canary: Option<Canary>) -> String {
-    let plan = (scenario.draw)(seed);
+    let plan = scenario.plan(seed);
     let shrunk = shrink(&plan, violation, canary);
     let options = RunOptions { trace: true, canary, ..RunOptions::default() };
     match run_plan(&shrunk, options) {
@@ -238,7 +248,7 @@ fn explain(scenario: &Scenario, seed: u64, violation: &Violation, canary: Option
 
 fn replay(options: &Options) -> ExitCode {
     let Some(scenario) = scenario(&options.scenario) else { return usage("replay wants --scenario NAME") };
-    let plan = (scenario.draw)(options.seed);
+    let plan = scenario.plan(options.seed);
     let outcome = run_plan(&plan, RunOptions { trace: true, canary: options.canary, ..RunOptions::default() });
     let (violation, lines) = match outcome {
         Ok(outcome) => {
@@ -280,7 +290,7 @@ fn replay(options: &Options) -> ExitCode {
 
 fn list(options: &Options) -> ExitCode {
     for scenario in options.scenarios() {
-        println!("{:<20} events  {}", scenario.name, scenario.about);
+        println!("{:<20} {:<7}  {}", scenario.name, scenario.layer().name(), scenario.about);
     }
     ExitCode::SUCCESS
 }
@@ -325,9 +335,10 @@ fn canaries(options: &Options) -> ExitCode {
 
 /// The same seed twice must do the same, and a planted difference must be seen.
 pub(crate) fn check_determinism() -> Result<(), String> {
-    let scenario = &SCENARIOS[0];
-    for seed in [1, 2, 3, 4, 5] {
-        let plan = (scenario.draw)(seed);
+    let seeds = [("swarm", 1), ("swarm", 2), ("swarm", 3), ("swarm", 4), ("swarm", 5), ("pods-healthy", 1)];
+    for (name, seed) in seeds {
+        let scenario = scenario(name).ok_or("a scenario is missing")?;
+        let plan = scenario.plan(seed);
         let hash = |entropy| {
             run_plan(&plan, RunOptions { entropy, ..RunOptions::default() })
                 .map(|outcome| outcome.hash)

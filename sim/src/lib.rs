@@ -1,21 +1,26 @@
 //! Deterministic simulation of whole quotum fleets.
 //!
-//! Scenarios draw plans from seeds; a layer carries them out with the product's own
-//! limiter, ledger and codec; an oracle outside counts what clients were admitted for. One
-//! seed decides everything, so every finding is a command that repeats it.
+//! Scenarios draw plans from seeds; a layer carries them out; an oracle outside counts what
+//! clients were admitted for. One seed decides everything, so every finding is a command
+//! that repeats it.
 //!
-//! `scenario`, `fault`, `workload`, `oracle`, `canary` and `report` know no layer; `events`
-//! is the layer without I/O.
+//! There are two layers, and every scenario names its own. `fleet/events` drives the
+//! product's limiter, ledger and codec by hand, without I/O: thousands of seeds. `fleet/pods`
+//! runs whole pods in turmoil: the cluster loop, chitchat, sealed frames and fragments.
+//! Faults, clients, network and checks are the same code (`fleet`); `scenario`, `fault`,
+//! `workload`, `oracle`, `canary` and `report` know no layer.
 
 mod canary;
 mod catalogue;
 mod central;
 mod cli;
 mod corpus;
-mod events;
+mod entropy;
 mod fault;
+mod fleet;
 mod oracle;
 mod page;
+mod process;
 mod promise;
 mod report;
 mod rng;

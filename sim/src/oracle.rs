@@ -92,6 +92,47 @@ pub(crate) struct Figures {
     pub(crate) over_limit_count: u64,
 }
 
+impl Figures {
+    /// Every figure as 64 bits, to be written down exactly.
+    pub(crate) fn to_bits(self) -> [u64; 13] {
+        [
+            self.windows,
+            self.admitted,
+            self.offered,
+            self.refused,
+            self.wrongful,
+            self.measured_offered,
+            self.measured_wrongful,
+            self.overshoot_max as u64,
+            self.uncovered_max as u64,
+            self.measured_over_bound.to_bits(),
+            self.over_limit_max.to_bits(),
+            self.over_limit_sum.to_bits(),
+            self.over_limit_count,
+        ]
+    }
+
+    pub(crate) fn from_bits(bits: [u64; 13]) -> Self {
+        let [windows, admitted, offered, refused, wrongful, rest @ ..] = bits;
+        let [measured_offered, measured_wrongful, overshoot, uncovered, bound, most, sum, count] = rest;
+        Self {
+            windows,
+            admitted,
+            offered,
+            refused,
+            wrongful,
+            measured_offered,
+            measured_wrongful,
+            overshoot_max: overshoot as i64,
+            uncovered_max: uncovered as i64,
+            measured_over_bound: f64::from_bits(bound),
+            over_limit_max: f64::from_bits(most),
+            over_limit_sum: f64::from_bits(sum),
+            over_limit_count: count,
+        }
+    }
+}
+
 /// One set of limits: all amounts of all quotas.
 #[derive(Clone, Debug)]
 struct Version {

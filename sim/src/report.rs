@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use quotum::Mode;
 use quotum::ledger::WindowKind;
 
-use crate::events::Outcome;
 use crate::fault::Fault;
+use crate::fleet::Outcome;
 use crate::oracle::Violation;
 use crate::scenario::{Plan, Promise, Scenario};
 use crate::trace::Line;
@@ -135,8 +135,8 @@ impl Summary {
     pub(crate) fn json(&self, scenario: &Scenario) -> String {
         let number = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.6}"));
         let least = self.efficiencies.iter().copied().reduce(f64::min);
-        let mut text =
-            format!("{{\"scenario\":\"{}\",\"layer\":\"events\",\"mode\":\"{}\"", scenario.name, self.mode());
+        let mut text = format!("{{\"scenario\":\"{}\",\"layer\":\"{}\"", scenario.name, scenario.layer().name());
+        let _ = write!(text, ",\"mode\":\"{}\"", self.mode());
         let _ = write!(
             text,
             ",\"seeds\":{},\"windows\":{},\"overshoot_tokens_max\":{},\"uncovered_tokens_max\":{},\"violations\":{}",

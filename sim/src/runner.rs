@@ -11,25 +11,55 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::canary::Canary;
-use crate::catalogue::SCENARIOS;
-use crate::events::{Outcome, RunOptions, run};
+use crate::catalogue::scenarios;
+use crate::entropy;
+use crate::fleet::{Outcome, RunOptions, run};
 use crate::oracle::Violation;
-use crate::scenario::{Plan, Scenario};
+use crate::process;
+use crate::scenario::{Layer, Plan, Scenario};
 
 /// Returns the scenario with this name.
 pub(crate) fn scenario(name: &str) -> Option<&'static Scenario> {
-    SCENARIOS.iter().find(|scenario| scenario.name == name)
+    scenarios().find(|scenario| scenario.name == name)
 }
 
 /// Carries out a plan; a panic anywhere is a violation.
 pub(crate) fn run_plan(plan: &Plan, options: RunOptions) -> Result<Outcome, Violation> {
+    match plan.layer {
+        Layer::Events => run_here(plan, options),
+        Layer::Turmoil => process::run(plan, options),
+    }
+}
+
+/// The same in this process.
+pub(crate) fn run_here(plan: &Plan, options: RunOptions) -> Result<Outcome, Violation> {
     install_hook();
+    match plan.layer {
+        Layer::Events => guarded(plan, options),
+        // Hash maps and `rand` keep what a thread's entropy once was: a new one for each run.
+        Layer::Turmoil => thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                entropy::seed(plan.seed ^ options.entropy.unwrap_or(0));
+                guarded(plan, options)
+            });
+            run.join().unwrap_or_else(|_| Err(panicked(String::new())))
+        }),
+    }
+}
+
+fn guarded(plan: &Plan, options: RunOptions) -> Result<Outcome, Violation> {
     PANIC.with_borrow_mut(Option::take);
-    catch_unwind(AssertUnwindSafe(|| run(plan, options))).map_err(|_| Violation {
-        at: 0,
-        invariant: "nothing panics",
-        text: PANIC.with_borrow_mut(Option::take).unwrap_or_default(),
-    })
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(plan, options)));
+    // A task's panic is caught by its runtime; the hook has seen it all the same.
+    match (outcome, PANIC.with_borrow_mut(Option::take)) {
+        (Ok(outcome), None) => Ok(outcome),
+        (_, panic) => Err(panicked(panic.unwrap_or_default())),
+    }
+}
+
+/// What is said of a run that panicked.
+pub(crate) fn panicked(text: String) -> Violation {
+    Violation { at: 0, invariant: "nothing panics", text }
 }
 
 /// Carries out a seed, and again if `twice`: both runs must do the same.
@@ -39,7 +69,7 @@ pub(crate) fn run_seed(
     twice: bool,
     canary: Option<Canary>,
 ) -> Result<Outcome, Violation> {
-    let plan = (scenario.draw)(seed);
+    let plan = scenario.plan(seed);
     let options = RunOptions { canary, ..RunOptions::default() };
     let outcome = run_plan(&plan, options)?;
     if twice {

@@ -42,15 +42,51 @@ pub(crate) struct Requires {
     pub(crate) sometimes: &'static [(&'static str, f64)],
 }
 
+impl Scenario {
+    /// Draws the plan of a seed.
+    pub(crate) fn plan(&self, seed: u64) -> Plan {
+        Plan { scenario: self.name, ..(self.draw)(seed) }
+    }
+
+    /// Returns the layer that carries its plans out, the same for every seed.
+    pub(crate) fn layer(&self) -> Layer {
+        self.plan(1).layer
+    }
+}
+
 impl Requires {
     pub(crate) const NOTHING: Self =
         Self { efficiency: 0.0, efficiency_of_components: 0.0, wrongful: None, uncovered: false, sometimes: &[] };
 }
 
+/// What carries a plan out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// Ledgers driven by hand, without I/O.
+    Events,
+    /// Whole pods: the cluster loop, chitchat, sealed frames, in turmoil.
+    Turmoil,
+}
+
+impl Layer {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Turmoil => "turmoil",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Events, Self::Turmoil].into_iter().find(|layer| layer.name() == name)
+    }
+}
+
 /// One run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    pub(crate) scenario: &'static str,
     pub(crate) seed: u64,
+    pub(crate) layer: Layer,
     pub(crate) quotas: Vec<Quota>,
     pub(crate) mode: Mode,
     /// The local midnights of the run, by the calendar, where a quota counts days.

@@ -1,7 +1,7 @@
 //! What `cargo test` runs of the simulation: determinism, a few dozen seeds, some canaries.
 
 use crate::canary::Canary;
-use crate::catalogue::SCENARIOS;
+use crate::catalogue::scenarios;
 use crate::cli::check_determinism;
 use crate::runner::{in_parallel, run_seed, scenario};
 
@@ -16,6 +16,22 @@ fn a_few_dozen_seeds_of_the_swarm_keep_every_promise() {
     in_parallel(
         24,
         |number| run_seed(swarm, 1 + number as u64, number < 4, None),
+        |number, result| {
+            let violation = match result {
+                Ok(outcome) => outcome.violation,
+                Err(violation) => Some(violation),
+            };
+            assert_eq!(violation, None, "seed {}", 1 + number);
+        },
+    );
+}
+
+#[test]
+fn whole_pods_keep_every_promise_in_the_same_storms() {
+    let swarm = scenario("pods-swarm").expect("it exists");
+    in_parallel(
+        4,
+        |number| run_seed(swarm, 1 + number as u64, number < 1, None),
         |number, result| {
             let violation = match result {
                 Ok(outcome) => outcome.violation,
@@ -52,7 +68,7 @@ fn every_kind_and_mode_keeps_its_promise_while_limits_change() {
 #[test]
 fn about_half_of_the_swarm_is_strict_in_fixed_windows() {
     let swarm = scenario("swarm").expect("it exists");
-    let plans = (1..=400).map(|seed| (swarm.draw)(seed));
+    let plans = (1..=400).map(|seed| swarm.plan(seed));
     let usual = plans.filter(|plan| plan.is_plain() && plan.mode == quotum::Mode::Strict).count();
     assert!((170..=230).contains(&usual), "{usual} of 400");
 }
@@ -85,10 +101,10 @@ fn planted_bugs_are_caught() {
 
 #[test]
 fn names_are_unique() {
-    let mut names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+    let mut names: Vec<&str> = scenarios().map(|scenario| scenario.name).collect();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names.len(), SCENARIOS.len());
+    assert_eq!(names.len(), scenarios().count());
     let mut canaries: Vec<&str> = Canary::ALL.iter().map(|(_, name, ..)| *name).collect();
     canaries.sort_unstable();
     canaries.dedup();

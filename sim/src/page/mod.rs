@@ -62,7 +62,7 @@ impl Page<'_> {
         let seeds: u64 = swept.scenarios.iter().map(|(_, summary)| summary.seeds).sum();
         let windows: u64 = swept.scenarios.iter().map(|(_, summary)| summary.windows).sum();
         let hours: f64 = swept.scenarios.iter().map(|(_, summary)| summary.simulated_seconds).sum::<f64>() / 3_600.0;
-        let keeps = |scenario: &Scenario| (scenario.draw)(1).promise == Promise::Zero;
+        let keeps = |scenario: &Scenario| scenario.plan(1).promise == Promise::Zero;
         let kept = swept.scenarios.iter().filter(|(scenario, _)| keeps(scenario));
         let over = kept.map(|(_, summary)| summary.strict_over()).max().unwrap_or(0);
         let verdict = if swept.violations == 0 { "kept" } else { "broken" };
@@ -296,7 +296,7 @@ td:first-child, th:first-child { text-align: left } td.text { text-align: left; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::RunOptions;
+    use crate::fleet::RunOptions;
     use crate::runner::{run_plan, scenario};
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
         let healthy = scenario("healthy").expect("it exists");
         let mut summary = Summary::default();
         for seed in 1..3 {
-            let plan = (healthy.draw)(seed);
+            let plan = healthy.plan(seed);
             summary.add(&plan, &run_plan(&plan, RunOptions::default()).expect("nothing panics"), 1);
         }
         summary.failed.push(7);

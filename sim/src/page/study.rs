@@ -4,7 +4,7 @@
 //! point is the mean over the same seeds, and a broken promise is reported as in any sweep.
 
 use crate::catalogue::studies::{Study, Way};
-use crate::events::RunOptions;
+use crate::fleet::RunOptions;
 use crate::oracle::Violation;
 use crate::runner::{in_parallel, run_plan};
 

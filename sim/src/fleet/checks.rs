@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use quotum::ledger::{Grid, Obstacle, ReplicaId, WindowKind};
 use quotum::{Denied, Limiter, Mode, Quota, Timestamp};
 
+use super::lives::DEPLOYMENT;
 use super::queue::Event;
-use super::replicas::DEPLOYMENT;
 use super::world::World;
 use crate::Micros;
 use crate::central::amount_of;
@@ -23,7 +23,9 @@ pub(super) type Rights = Vec<(usize, u64, u64)>;
 impl World {
     /// What a replica owns in its open windows.
     pub(super) fn rights_of(&self, replica: usize) -> Rights {
-        let Some(process) = &self.replicas[replica].process else { return Vec::new() };
+        let Some(process) = self.replicas[replica].process.as_ref().filter(|process| process.is_running()) else {
+            return Vec::new();
+        };
         let mut rights = Vec::new();
         for limiter in [Some(&process.limiter), process.twin.as_ref()].into_iter().flatten() {
             rights.extend(
@@ -49,12 +51,18 @@ impl World {
     pub(super) fn check(&mut self) {
         let mut sums: BTreeMap<(usize, u64), u64> = BTreeMap::new();
         for number in 0..self.replicas.len() {
+            if self.pods.is_some() {
+                self.observe(number);
+            }
             let Some(process) = &self.replicas[number].process else {
                 for (quota, window, rights) in &self.replicas[number].left_behind {
                     *sums.entry((*quota, *window)).or_default() += rights;
                 }
                 continue;
             };
+            if !process.is_running() {
+                continue;
+            }
             let mut open: BTreeMap<(usize, u64), (i64, u64)> = BTreeMap::new();
             for limiter in [Some(&process.limiter), process.twin.as_ref()].into_iter().flatten() {
                 for (quota, window, found) in self.open_windows(limiter) {
@@ -144,7 +152,7 @@ impl World {
 
     /// A refusal is right only if this replica does not cover the request, or somebody
     /// waits before it.
-    pub(super) fn check_refusal(&mut self, replica: usize, request: &Request, denied: &Denied) {
+    pub(super) fn check_refusal(&mut self, replica: usize, request: &Request, since: Micros, denied: &Denied) {
         let Some(process) = &self.replicas[replica].process else { return };
         let quota = denied.by();
         let asked = amount_of(quota.unit(), request, false);
@@ -167,6 +175,9 @@ impl World {
                 self.reached.insert("refused: peers silent");
             }
             _ => {}
+        }
+        if self.pods.is_some() && since != self.at {
+            return; // Decided earlier in this step: what the replica owned then is not known.
         }
         if self.replicas[replica].leaving.is_some() || !process.parked.is_empty() || process.twin.is_some() {
             return;

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use quotum::Timestamp;
 use quotum::ledger::{Message, ReplicaId, RosterMessage, Row, Transmit, WindowId};
 
-use super::world::World;
 use crate::canary::Canary;
+use crate::fleet::world::World;
 
 /// What canaries remember.
 #[derive(Debug)]
-pub(super) struct Boundary {
+pub(in crate::fleet) struct Boundary {
     canary: Option<Canary>,
     /// Gifts added up, by receiving replica, donor and window.
     added: BTreeMap<(usize, ReplicaId, WindowId), u64>,
@@ -22,7 +22,7 @@ pub(super) struct Boundary {
 }
 
 impl Boundary {
-    pub(super) const fn new(canary: Option<Canary>) -> Self {
+    pub(in crate::fleet) const fn new(canary: Option<Canary>) -> Self {
         Self { canary, added: BTreeMap::new(), numbers: 1 << 40 }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::pod::EPOCH_MS;
+use super::replica::EPOCH_MS;
 use super::world::World;
 use crate::Micros;
 use crate::central::Central;

@@ -45,9 +45,12 @@ impl Registry {
     }
 }
 
+/// The UDP port of every replica.
+pub(super) const PORT: u16 = 7_946;
+
 /// Returns the address of a slot.
 pub(super) fn address(slot: usize) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, (slot >> 8) as u8, slot as u8)), 7_946)
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, (slot >> 8) as u8, slot as u8)), PORT)
 }
 
 impl World {
@@ -56,6 +59,20 @@ impl World {
         if !self.replicas[replica].is_alive() {
             return;
         }
+        let own = self.replicas[replica].addr;
+        let answer = self.directory_answer(replica);
+        self.with(replica, |ledger, now| ledger.handle_listing(&answer, now));
+        if self.replicas[replica].behind_ms != 0 && answer.contains(&own) {
+            self.replicas[replica].behind_ms = 0;
+        }
+        self.refresh_peers(replica);
+        self.flush(replica);
+        let pause = if self.replicas[replica].born + 2_000_000 > self.at { 100_000 } else { 1_000_000 };
+        self.queue.push(self.at + pause, Event::Lookup { replica });
+    }
+
+    /// What the directory answers a replica now.
+    pub(super) fn directory_answer(&mut self, replica: usize) -> Vec<SocketAddr> {
         let own = self.replicas[replica].addr;
         let mut answer = if self.plan.is_named() {
             let lag = self.pods_rng.below(self.plan.directory_lag + 1) + self.registry.stale;
@@ -71,14 +88,7 @@ impl World {
         self.trace.note(&[1, replica as u64, answer.len() as u64]);
         let count = answer.len();
         self.line(Some(replica), || format!("directory answers with {count} addresses"));
-        self.with(replica, |ledger, now| ledger.handle_listing(&answer, now));
-        if self.replicas[replica].behind_ms != 0 && answer.contains(&own) {
-            self.replicas[replica].behind_ms = 0;
-        }
-        self.refresh_peers(replica);
-        self.flush(replica);
-        let pause = if self.replicas[replica].born + 2_000_000 > self.at { 100_000 } else { 1_000_000 };
-        self.queue.push(self.at + pause, Event::Lookup { replica });
+        answer
     }
 
     /// The headless name forgets an address, unless somebody has it again.

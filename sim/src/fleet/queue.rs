@@ -99,6 +99,11 @@ impl Queue {
         self.heap.len()
     }
 
+    /// Returns the next event if it is before an instant.
+    pub(super) fn pop_before(&mut self, until: Micros) -> Option<(Micros, Event)> {
+        self.heap.peek().is_some_and(|entry| entry.at < until).then(|| self.pop()).flatten()
+    }
+
     pub(super) fn pop(&mut self) -> Option<(Micros, Event)> {
         self.heap.pop().map(|entry| (entry.at, entry.event))
     }

@@ -10,17 +10,18 @@ use std::net::SocketAddr;
 use quotum::ledger::ReplicaId;
 use quotum::{Mode, Quota};
 
-use super::boundary::Boundary;
 use super::directory::Registry;
+use super::events::Boundary;
 use super::measure::Measure;
 use super::network::Links;
-use super::pod::{EPOCH_MS, Replica};
+use super::pods::Pods;
 use super::queue::{Event, Queue};
+use super::replica::{EPOCH_MS, Replica};
 use crate::Micros;
 use crate::canary::Canary;
 use crate::oracle::{Figures, Oracle, Violation};
 use crate::rng::Rng;
-use crate::scenario::Plan;
+use crate::scenario::{Layer, Plan};
 use crate::trace::{Line, Trace};
 use crate::workload::{Arrivals, zipf_weights};
 
@@ -35,7 +36,7 @@ pub(crate) struct RunOptions {
 }
 
 /// What a run has shown.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) hash: u64,
     pub(crate) violation: Option<Violation>,
@@ -53,6 +54,10 @@ pub(crate) struct Outcome {
 pub(crate) fn run(plan: &Plan, options: RunOptions) -> Outcome {
     let mut world = World::new(plan.clone(), options);
     world.begin();
+    if world.pods.is_some() {
+        world.run_pods();
+        return world.finish();
+    }
     while let Some((at, event)) = world.queue.pop() {
         if at > world.plan.end || world.oracle.violation.is_some() {
             break;
@@ -90,6 +95,8 @@ pub(super) struct World {
     pub(super) told: BTreeMap<usize, usize>,
     pub(super) registry: Registry,
     pub(super) links: Links,
+    /// Where the processes run, on the layer with whole pods.
+    pub(super) pods: Option<Box<Pods>>,
     pub(super) boundary: Boundary,
     pub(super) arrivals: Arrivals,
     pub(super) measure: Option<Measure>,
@@ -102,6 +109,8 @@ pub(super) struct World {
     pub(super) answered: BTreeSet<(usize, ReplicaId, u64)>,
     /// Which replica has learnt whose death.
     pub(super) deaths: BTreeSet<(usize, ReplicaId)>,
+    /// Who has joined, where only their own word tells.
+    pub(super) joined: BTreeSet<usize>,
     /// When somebody last started, joined, died or was proven dead.
     pub(super) last_change: Micros,
 }
@@ -128,6 +137,7 @@ impl World {
             told: BTreeMap::new(),
             registry: Registry::default(),
             links: Links::default(),
+            pods: (plan.layer == Layer::Turmoil).then(|| Box::new(Pods::new(&plan))),
             boundary: Boundary::new(options.canary),
             arrivals: Arrivals::new(plan.workload.clone(), plan.seed),
             waits: Vec::new(),
@@ -138,6 +148,7 @@ impl World {
             next_permit: 0,
             answered: BTreeSet::new(),
             deaths: BTreeSet::new(),
+            joined: BTreeSet::new(),
             last_change: 0,
             plan,
             options,
@@ -168,7 +179,7 @@ impl World {
         self.queue.push(self.check_every(), Event::Check);
     }
 
-    fn step(&mut self, event: Event) {
+    pub(super) fn step(&mut self, event: Event) {
         match event {
             Event::Start { slot } => self.start(slot),
             Event::Tick { replica } => self.tick(replica),

@@ -1,4 +1,4 @@
-//! One incarnation of a replica: a real limiter, driven by hand.
+//! One incarnation of a replica: a real limiter, and who drives it.
 //!
 //! Knows what a process holds and what its clock shows. Must not know when anything
 //! happens. The invariant it keeps: what a process held dies with it; what clients and the
@@ -13,13 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use quotum::cluster::fragment::Assembler;
-use quotum::cluster::frame::Frames;
-use quotum::cluster::inbox::Inbox;
-use quotum::cluster::outbox::Outbox;
 use quotum::ledger::ReplicaId;
 use quotum::{Clock, Denied, Handle, Limiter, Permit, Timestamp};
 
+use super::events::Hand;
+use super::pods::Pod;
 use crate::Micros;
 use crate::workload::Request;
 
@@ -63,14 +61,29 @@ pub(super) struct Process {
     pub(super) twin: Option<Limiter>,
     pub(super) handle: Handle,
     pub(super) clock: SharedClock,
-    pub(super) frames: Frames,
-    pub(super) inbox: Inbox,
-    pub(super) assembler: Assembler,
-    pub(super) outbox: Outbox,
     pub(super) parked: BTreeMap<u64, Waiting>,
     pub(super) flights: BTreeMap<u64, Flight>,
     pub(super) woken: Woken,
-    pub(super) timeout_ms: u64,
+    pub(super) drive: Drive,
+}
+
+/// Who drives a process's ledger.
+#[derive(Debug)]
+pub(super) enum Drive {
+    /// The world, event by event.
+    Hand(Box<Hand>),
+    /// The product's own loop.
+    Pod(Pod),
+}
+
+impl Process {
+    /// Whether its ledger has an identity. Before, nobody is served.
+    pub(super) fn is_running(&self) -> bool {
+        match &self.drive {
+            Drive::Hand(_) => true,
+            Drive::Pod(pod) => pod.is_running(),
+        }
+    }
 }
 
 /// An admitted request.
@@ -169,6 +182,6 @@ impl Replica {
 
     /// Returns whether clients are sent here.
     pub(super) fn serves(&self) -> bool {
-        self.process.is_some() && self.leaving.is_none()
+        self.process.as_ref().is_some_and(Process::is_running) && self.leaving.is_none()
     }
 }

@@ -6,12 +6,7 @@
 
 use std::net::SocketAddr;
 
-use quotum::cluster::fragment::{Assembled, Kind};
-use quotum::cluster::frame::{MAX_AGE, MAX_DATAGRAM, MAX_PAYLOAD};
-use quotum::cluster::inbox::Content;
-use quotum::cluster::outbox::Parcel;
-use quotum::cluster::wire;
-use quotum::ledger::{Contact, Message, ReplicaId, Timestamp};
+use quotum::ledger::{Contact, ReplicaId};
 
 use super::queue::Event;
 use super::world::World;
@@ -22,15 +17,15 @@ use crate::rng::mix;
 #[derive(Clone, Debug)]
 pub(super) struct Datagram {
     pub(super) to: SocketAddr,
-    from_slot: usize,
-    bytes: Bytes,
+    pub(super) from_slot: usize,
+    pub(super) bytes: Bytes,
     /// Whether it has been delivered, or may have been, before.
-    repeated: bool,
-    delayed: bool,
+    pub(super) repeated: bool,
+    pub(super) delayed: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Bytes {
+pub(super) enum Bytes {
     /// As it is on the wire.
     Sealed(Vec<u8>),
     /// What a frame would say, without the cipher: a fifth of the time.
@@ -76,30 +71,7 @@ fn component(slot: usize, ways: usize, salt: u64) -> usize {
 }
 
 impl World {
-    /// Sends parcels of a replica.
-    pub(super) fn send(&mut self, replica: usize, parcels: Vec<Parcel>) {
-        let local = self.replicas[replica].local_ms(self.at, self.plan.phase);
-        for parcel in parcels {
-            assert!(parcel.payload.len() <= MAX_PAYLOAD, "a payload of {} bytes fits no frame", parcel.payload.len());
-            self.trace.note_bytes(&parcel.payload);
-            let sent_at = Timestamp::from_unix_ms(local);
-            let Some(process) = &self.replicas[replica].process else { return };
-            let bytes = if self.plan.sealed {
-                let mut nonce = [0; 24];
-                nonce.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.network_rng.next().to_le_bytes()));
-                let frame = parcel.seal(&process.frames, sent_at, nonce);
-                assert!(frame.len() <= MAX_DATAGRAM, "a datagram of {} bytes", frame.len());
-                Bytes::Sealed(frame)
-            } else {
-                let contact = Contact { from: self.replicas[replica].id, sent_at, echo: parcel.echo };
-                Bytes::Open { contact, receiver: parcel.receiver, version: wire::WIRE_VERSION, payload: parcel.payload }
-            };
-            let from_slot = self.replicas[replica].slot;
-            self.put_on_the_wire(Datagram { to: parcel.to, from_slot, bytes, repeated: false, delayed: false });
-        }
-    }
-
-    fn put_on_the_wire(&mut self, datagram: Datagram) {
+    pub(super) fn put_on_the_wire(&mut self, datagram: Datagram) {
         let Some(to_slot) = super::faults::slot_of(datagram.to) else { return };
         let loss = self.plan.network.loss.max(self.links.loss);
         if self.links.is_cut(datagram.from_slot, to_slot, self.at) || (loss > 0.0 && self.network_rng.chance(loss)) {
@@ -191,71 +163,9 @@ impl World {
             self.queue.push(at, Event::Datagram(Box::new(datagram)));
             return;
         }
-        let repeated = datagram.repeated;
-        let local = Timestamp::from_unix_ms(self.set_clock(replica));
-        let Some((contact, messages)) = self.open(replica, datagram, local) else { return };
-        self.trace.note(&[2, replica as u64, contact.sent_at.unix_ms(), messages.len() as u64]);
-        let from = self.by_id.get(&contact.from).copied();
-        self.line(Some(replica), || {
-            let kinds: Vec<String> = messages.iter().map(describe).collect();
-            format!("hears replica {from:?}: {}", kinds.join("; "))
-        });
-        self.receive(replica, contact, messages, repeated);
-    }
-
-    fn open(&mut self, replica: usize, datagram: Datagram, now: Timestamp) -> Option<(Contact, Vec<Message>)> {
-        let me = self.replicas[replica].id;
-        let process = self.replicas[replica].process.as_mut()?;
-        match datagram.bytes {
-            Bytes::Sealed(mut bytes) => {
-                let received = process.inbox.receive(&mut bytes, now).ok()?;
-                match received.content {
-                    Content::Messages(messages) => Some((received.contact, messages)),
-                    Content::Nothing | Content::Chitchat(_) => Some((received.contact, Vec::new())),
-                }
-            }
-            Bytes::Open { contact, receiver, version, payload } => {
-                // The checks of `Frames::open`, in its order.
-                if version != wire::WIRE_VERSION
-                    || contact.from == me
-                    || receiver.is_some_and(|receiver| receiver != me)
-                    || now.since(contact.sent_at) > MAX_AGE
-                {
-                    return None;
-                }
-                match process.assembler.accept(contact.from, &payload, now).ok()? {
-                    Assembled::Empty => Some((contact, Vec::new())),
-                    Assembled::Partial => {
-                        self.reached.insert("fragments");
-                        Some((contact, Vec::new()))
-                    }
-                    Assembled::Whole(Kind::Messages, bytes) => Some((contact, wire::decode(version, &bytes).ok()?)),
-                    Assembled::Whole(..) => Some((contact, Vec::new())),
-                }
-            }
-        }
-    }
-}
-
-fn describe(message: &Message) -> String {
-    match message {
-        Message::Row(row) => format!(
-            "row of {} for {:?} v{}: reserved {} refunded {} spendable {} given {:?}",
-            row.replica, row.window, row.version, row.reserved, row.refunded, row.spendable, row.given
-        ),
-        Message::Request(request) => format!(
-            "asks {:?} {}..{} in {:?}, number {}",
-            request.kind, request.need, request.want, request.window, request.seq
-        ),
-        Message::Roster(roster) => {
-            let members: Vec<String> = roster
-                .members
-                .iter()
-                .map(|member| {
-                    format!("{}@{} counts {:?} gone {:?}", member.id, member.slot.addr, member.counts, member.gone)
-                })
-                .collect();
-            format!("roster of {} r{} floor {:?}: {}", roster.from, roster.revision, roster.floor, members.join(", "))
+        match &mut self.pods {
+            Some(pods) => pods.deliver(datagram),
+            None => self.hear(replica, datagram),
         }
     }
 }

@@ -1,25 +1,19 @@
-//! Replicas' lives: start, tick, hear, leave, die; and what the product's loop does after
-//! each of them.
+//! Replicas' lives: start, leave, die.
 //!
-//! Knows in which order a ledger wants to be driven. Must not know clients or faults. The
-//! invariant it keeps: a process registers before it looks, and a process that leaves
-//! stays until it has handed over.
+//! Knows what a life is on every layer. Must not know clients or faults, nor how a ledger is
+//! driven. The invariant it keeps: a process registers before it looks, and a process that
+//! leaves stays until it has handed over.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 
-use quotum::cluster::fragment::Assembler;
-use quotum::cluster::frame::{Frames, KeyRing};
-use quotum::cluster::inbox::Inbox;
-use quotum::cluster::outbox::Outbox;
-use quotum::ledger::{
-    Contact, Directory, FirstWindow, Ledger, Message, Note, OnSilence, Proof, ReplicaId, RosterNote, Slot, Transmit,
-};
+use quotum::ledger::{Directory, FirstWindow, Ledger, OnSilence, ReplicaId, Slot};
 use quotum::{Limiter, Timestamp};
 
-use super::pod::{Process, Replica, SharedClock, Woken};
+use super::events::Hand;
+use super::pods;
 use super::queue::Event;
+use super::replica::{Drive, Process, Replica, SharedClock, Woken};
 use super::world::World;
-use crate::Micros;
 use crate::canary::Canary;
 
 impl World {
@@ -71,6 +65,9 @@ impl World {
         self.replicas[number].process = Some(self.process(number, id));
         self.trace.note(&[3, slot as u64, id.bits() as u64]);
         self.line(Some(number), || format!("starts in slot {slot} as {id}, clock {offset_ms:+} ms {drift_ppm:+} ppm"));
+        if self.pods.is_some() {
+            return;
+        }
         self.lookup(number);
         let tick = self.pods_rng.below(self.plan.interval.as_micros() as u64);
         self.queue.push(self.at + tick, Event::Tick { replica: number });
@@ -89,32 +86,35 @@ impl World {
             _ => {}
         }
         let addr = self.replicas[number].addr;
-        let node: Arc<str> = format!("node-{}", addr.ip()).into();
-        let slot = Slot { node, addr, exclusive: self.plan.exclusive };
+        let slot = Slot { node: node(addr).into(), addr, exclusive: self.plan.exclusive };
         let version = self.version_of(self.replicas[number].slot);
         let knows = !self.versions[version].is_empty();
         let limiter = self.limiter(&clock, version);
-        limiter.attach(id, slot.clone(), settings, self.plan.interval);
+        let drive = match &mut self.pods {
+            None => {
+                limiter.attach(id, slot.clone(), settings, self.plan.interval);
+                Drive::Hand(Box::new(Hand::new(id)))
+            }
+            Some(pods) => {
+                let config = pods::config(&self.plan, &self.slots, addr);
+                Drive::Pod(pods.start(number, limiter.clone(), config))
+            }
+        };
         let twin = matches!(self.options.canary, Some(Canary::ShareTakenTwice | Canary::InstalmentTwice)).then(|| {
             let twin = self.limiter(&clock, version);
             twin.attach(id, slot, settings, self.plan.interval);
             twin
         });
-        let frames = Frames::new(KeyRing::of([7; 32]), "sim", id);
         Process {
             handle: limiter.handle(known(knows)).expect("the deployment was just added"),
             limiter,
             knows,
             twin,
             clock,
-            inbox: Inbox::new(frames.clone()),
-            frames,
-            assembler: Assembler::default(),
-            outbox: Outbox::new(),
             parked: Default::default(),
             flights: Default::default(),
             woken: Woken::default(),
-            timeout_ms: u64::MAX,
+            drive,
         }
     }
 
@@ -148,157 +148,12 @@ impl World {
         }
     }
 
-    /// A gossip tick.
-    pub(super) fn tick(&mut self, replica: usize) {
-        if !self.replicas[replica].is_alive() {
-            return;
-        }
-        let interval = self.plan.interval.as_micros() as Micros;
-        self.queue.push(self.at + interval, Event::Tick { replica });
-        if self.replicas[replica].paused {
-            return;
-        }
-        self.trace.note(&[4, replica as u64]);
-        if self.options.canary == Some(Canary::ReclaimByTimeout) {
-            self.reclaim_silent(replica);
-        }
-        self.refresh_peers(replica);
-        self.with(replica, Ledger::handle_tick);
-        self.flush(replica);
-        let parcels = match &mut self.replicas[replica].process {
-            Some(process) => process.outbox.tick(),
-            None => return,
-        };
-        self.send(replica, parcels);
-        self.leave_at_last(replica);
-    }
-
-    /// Bug: silence is no proof of death.
-    fn reclaim_silent(&mut self, replica: usize) {
-        self.with(replica, |ledger, now| {
-            for peer in ledger.status(now).peers {
-                if peer.gone.is_none() && peer.staleness.is_none_or(|silent| silent.as_secs() >= 2) {
-                    let _ = ledger.forget(&peer.id.to_string(), now);
-                }
-            }
-        });
-    }
-
-    /// A deadline of the ledger.
-    pub(super) fn timeout(&mut self, replica: usize, at_ms: u64) {
-        let Some(process) = &mut self.replicas[replica].process else { return };
-        if process.timeout_ms != at_ms {
-            return;
-        }
-        process.timeout_ms = u64::MAX;
-        self.trace.note(&[5, replica as u64]);
-        self.with(replica, Ledger::handle_timeout);
-        self.flush(replica);
-    }
-
-    /// A replica hears messages of one frame.
-    pub(super) fn receive(&mut self, replica: usize, contact: Contact, messages: Vec<Message>, repeated: bool) {
-        let requests: Vec<u64> = messages
-            .iter()
-            .filter_map(|message| match message {
-                Message::Request(request) => Some(request.seq),
-                _ => None,
-            })
-            .collect();
-        let messages = self.incoming(replica, contact.from, messages);
-        let roster = messages.iter().any(|message| matches!(message, Message::Roster(_)));
-        let before = (!requests.is_empty()).then(|| self.rights_of(replica));
-        if repeated && before.is_some() {
-            self.reach("replayed request");
-        }
-        if let Some(process) = &mut self.replicas[replica].process {
-            process.outbox.heard(contact.from, contact.sent_at);
-        }
-        self.with(replica, |ledger, now| {
-            ledger.handle_contact(contact, now);
-            for message in &messages {
-                ledger.handle_message(contact.from, message.clone(), now);
-            }
-        });
-        if let Some(before) = before {
-            self.check_answers(replica, contact.from, requests, &before);
-        }
-        if roster {
-            self.refresh_peers(replica);
-        }
-        self.flush(replica);
-    }
-
-    /// Tells a replica's outbox who its peers are.
-    pub(super) fn refresh_peers(&mut self, replica: usize) {
-        if let Some(process) = &mut self.replicas[replica].process {
-            let peers = process.limiter.with_ledger(|ledger, _| ledger.peers());
-            process.outbox.set_peers(&peers);
-        }
-    }
-
-    /// Takes everything a ledger wants done: wake-ups, messages, notes, deadlines.
+    /// Takes everything a replica wants done: wake-ups, and by hand what its loop would take.
     pub(super) fn flush(&mut self, replica: usize) {
         self.set_clock(replica);
         self.serve_woken(replica);
-        let Some(process) = &mut self.replicas[replica].process else { return };
-        let (transmits, notes, timeout) = process.limiter.with_ledger(|ledger, _| {
-            let transmits: Vec<Transmit> = std::iter::from_fn(|| ledger.poll_transmit()).collect();
-            let notes: Vec<Note> = std::iter::from_fn(|| ledger.poll_note()).collect();
-            (transmits, notes, ledger.poll_timeout())
-        });
-        self.schedule_timeout(replica, timeout);
-        if !transmits.is_empty() {
-            let transmits = self.outgoing(replica, transmits);
-            let Some(process) = &mut self.replicas[replica].process else { return };
-            let parcels = process.outbox.pack(transmits);
-            self.send(replica, parcels);
-        }
-        for note in notes {
-            self.take_note(replica, note);
-        }
-    }
-
-    fn schedule_timeout(&mut self, replica: usize, timeout: Option<Timestamp>) {
-        let local = self.replicas[replica].local_ms(self.at, self.plan.phase);
-        let Some(process) = &mut self.replicas[replica].process else { return };
-        let at_ms = timeout.map_or(u64::MAX, Timestamp::unix_ms);
-        if at_ms == process.timeout_ms {
-            return;
-        }
-        process.timeout_ms = at_ms;
-        if at_ms != u64::MAX {
-            let at = self.at + (at_ms.saturating_sub(local) * 1_000).max(100);
-            self.queue.push(at, Event::Timeout { replica, at_ms });
-        }
-    }
-
-    fn take_note(&mut self, replica: usize, note: Note) {
-        self.line(Some(replica), || format!("notes {note:?}"));
-        match note {
-            Note::Roster(RosterNote::Joined { .. }) => {
-                self.last_change = self.at;
-                self.reach("joined");
-            }
-            Note::Roster(RosterNote::GaveUp { .. }) => self.reach("gave up"),
-            Note::Roster(RosterNote::Gone { replica: dead, proof, .. }) => {
-                if !self.deaths.insert((replica, dead)) {
-                    self.oracle.violated(self.at, "a death is news once", || {
-                        format!("replica {replica} learns again that {dead} is gone")
-                    });
-                }
-                self.last_change = self.at;
-                self.reach(match proof {
-                    Proof::Told => "gone: told",
-                    Proof::SameSlot => "gone: same slot",
-                    Proof::Absent => "gone: absent",
-                    _ => "gone: forgotten",
-                });
-            }
-            Note::Roster(RosterNote::NotListed) => self.reach("not listed"),
-            Note::Roster(RosterNote::DeclaredGone) => self.reach("declared gone"),
-            Note::Uncovered { .. } => self.reach("uncovered"),
-            _ => {}
+        if self.pods.is_none() {
+            self.drain(replica);
         }
     }
 
@@ -310,16 +165,23 @@ impl World {
         self.replicas[replica].leaving = Some(self.at);
         self.trace.note(&[6, replica as u64]);
         self.line(Some(replica), || "leaves".to_owned());
-        self.with(replica, Ledger::leave);
+        match self.replicas[replica].process.as_ref().map(|process| &process.drive) {
+            Some(Drive::Pod(pod)) => pod.hand_over(),
+            _ => self.with(replica, Ledger::leave),
+        }
         self.flush(replica);
     }
 
     /// A replica that leaves goes when it has handed over, or when its time is up.
-    fn leave_at_last(&mut self, replica: usize) {
+    pub(super) fn leave_at_last(&mut self, replica: usize) {
         let Some(since) = self.replicas[replica].leaving else { return };
         let Some(process) = &self.replicas[replica].process else { return };
         let idle = process.flights.is_empty() && process.parked.is_empty();
-        let done = idle && process.limiter.with_ledger(|ledger, now| ledger.has_left(now));
+        let done = idle
+            && match &process.drive {
+                Drive::Hand(_) => process.limiter.with_ledger(|ledger, now| ledger.has_left(now)),
+                Drive::Pod(pod) => pod.leave(),
+            };
         if done || self.at >= since + self.plan.drain {
             self.replicas[replica].left_in_order = done;
             self.die(replica);
@@ -336,6 +198,9 @@ impl World {
         incarnation.left_behind = left_behind;
         incarnation.died = Some(self.at);
         let addr = incarnation.addr;
+        if let Some(pods) = &mut self.pods {
+            pods.stop(addr);
+        }
         self.by_addr.remove(&addr);
         if incarnation.respawns {
             let slot = incarnation.slot;
@@ -352,6 +217,11 @@ impl World {
             self.queue.push(self.at + self.plan.delisted_after, Event::Delist { addr });
         }
     }
+}
+
+/// The name of the node at an address.
+pub(super) fn node(addr: SocketAddr) -> String {
+    format!("node-{}", addr.ip())
 }
 
 /// The deployment whose handle stands in for one that is not known yet.

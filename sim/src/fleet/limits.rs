@@ -8,8 +8,8 @@ use std::time::Duration;
 use quotum::ledger::{OnSilence, Slot, WindowKind};
 use quotum::{Builder, Limiter, Policy, Quota};
 
+use super::lives::{DEPLOYMENT, known};
 use super::queue::Event;
-use super::replicas::{DEPLOYMENT, known};
 use super::world::World;
 use crate::Micros;
 use crate::canary::{self, Canary};

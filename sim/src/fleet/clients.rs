@@ -7,8 +7,8 @@ use std::task::Poll;
 
 use quotum::{Claim, Denied, Permit};
 
-use super::pod::{Flight, Waiting};
 use super::queue::Event;
+use super::replica::{Flight, Waiting};
 use super::world::World;
 use crate::Micros;
 use crate::canary::Canary;
@@ -58,7 +58,7 @@ impl World {
         let Some(process) = &mut self.replicas[replica].process else { return };
         let handle = match &process.twin {
             Some(twin) if ticket.is_multiple_of(2) => {
-                twin.handle(super::replicas::DEPLOYMENT).expect("the twin has the same deployment")
+                twin.handle(super::lives::DEPLOYMENT).expect("the twin has the same deployment")
             }
             _ => process.handle.clone(),
         };
@@ -193,7 +193,7 @@ impl World {
             self.replicas[replica].calm_wrongful += 1;
         }
         self.reach("refused");
-        self.check_refusal(replica, &request, denied);
+        self.check_refusal(replica, &request, since, denied);
         if let Some(after) = denied.retry_after()
             && request.retries > 0
         {

@@ -138,6 +138,9 @@ impl World {
         for replica in self.replicas.iter_mut().filter(|replica| replica.slot == slot) {
             replica.paused = paused;
         }
+        if let Some((pods, addr)) = self.pods.as_mut().zip(self.slots.get(slot)) {
+            pods.set_stuck(*addr, paused && self.by_addr.contains_key(addr));
+        }
     }
 
     fn step_clock(&mut self, slot: usize, ms: i64) {
