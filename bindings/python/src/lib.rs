@@ -8,7 +8,7 @@ mod background;
 mod denied;
 mod limiter;
 mod permit;
-
+mod pod;
 mod quota;
 mod settings;
 
@@ -19,6 +19,7 @@ use pyo3::prelude::*;
 fn _quotum(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<limiter::Limiter>()?;
     module.add_class::<permit::Permit>()?;
+    module.add_class::<pod::Pod>()?;
     module.add_class::<quota::Quota>()?;
     module.add_class::<quota::Standing>()?;
     module.add_function(wrap_pyfunction!(background::stop, module)?)?;

@@ -94,6 +94,16 @@ pub(crate) fn settle(passed: Passed) -> Result<ClusterConfig, Wrong> {
     Ok(config)
 }
 
+/// Returns where the admin endpoints listen; nowhere, unless that is set.
+///
+/// # Errors
+/// If it is no address; nothing was started.
+pub(crate) fn admin() -> Result<Option<SocketAddr>, Wrong> {
+    let written = environment("QUOTUM_ADMIN_LISTEN");
+    let parsed = written.map(|text| address(&text).map_err(|why| Wrong(format!("QUOTUM_ADMIN_LISTEN: {why}"))));
+    parsed.transpose()
+}
+
 fn check(config: &ClusterConfig) -> Result<(), Wrong> {
     if config.seeds == Seeds::Alone {
         return Ok(());

@@ -1,0 +1,326 @@
+//! The reservations of a pod, in the worker that owns its rights.
+//!
+//! Knows which deployment takes a request, and what becomes of a reservation by its outcome:
+//! the library's own rules (docs/algorithm.md section 4). Must not know sockets or Python. The
+//! invariant it keeps: a reservation that nobody settles, because its worker died or forgot
+//! it, stays charged.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use quotum::layer::parts::{Charge, Meter};
+use quotum::layer::{Call, Metering, Observer, Report, Usage};
+use quotum::{Claim, Denied, Handle, Limiter, Permit, Policy, Portion};
+
+use super::message::{Declared, Mode, Outcome, Refusal, Reply, Request, Reserve, Unreported};
+use crate::limiter::LIMITS;
+use crate::quota::kind_of;
+
+/// How long a reservation is kept for a settlement: longer than any request takes.
+const KEEP: Duration = Duration::from_secs(3_600);
+
+/// How close to a window's end a reservation must fit into both: LiteLLM works on a request
+/// for tens of milliseconds between the reservation and the first byte, more under load.
+const EDGE: Duration = Duration::from_millis(250);
+
+/// More tokens than an answer can have: a mistake, as in the library's own reading.
+const MAX_TOKENS: u64 = 1 << 28;
+
+/// The reservations that are open, and where new ones are made.
+#[derive(Debug)]
+pub(crate) struct Book {
+    served: RwLock<Served>,
+    open: Mutex<BTreeMap<u64, Open>>,
+    next: AtomicU64,
+    observer: Arc<dyn Observer>,
+}
+
+#[derive(Debug)]
+struct Served {
+    limiter: Limiter,
+    deployments: BTreeMap<String, Deployment>,
+}
+
+#[derive(Clone, Debug)]
+struct Deployment {
+    declared: Declared,
+    handle: Handle,
+    meter: Arc<Meter>,
+}
+
+#[derive(Debug)]
+struct Open {
+    charge: Charge,
+    worker: u64,
+    since: Instant,
+}
+
+impl Book {
+    /// Returns an empty book of these deployments.
+    ///
+    /// # Errors
+    /// Says which deployment cannot be limited as it is declared.
+    pub(crate) fn new(declared: &[Declared], observer: Arc<dyn Observer>) -> Result<Self, String> {
+        let builder = declared.iter().try_fold(Limiter::builder(), |builder, one| one.add_to(builder))?;
+        let limiter = builder.build().map_err(|error| error.to_string())?;
+        let served = Served { limiter, deployments: BTreeMap::new() };
+        // No number of an earlier owner's may mean a reservation of this one.
+        let first = getrandom::u64().map_err(|error| error.to_string())? >> 12;
+        let (open, next) = (Mutex::default(), AtomicU64::new(first | 1));
+        let book = Self { served: RwLock::new(served), open, next, observer };
+        book.declare(declared)?;
+        Ok(book)
+    }
+
+    pub(crate) fn limiter(&self) -> Limiter {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).limiter.clone()
+    }
+
+    /// Takes these deployments in, and what has changed of those it has.
+    ///
+    /// # Errors
+    /// Says which deployment cannot be limited as it is declared; nothing has changed.
+    pub(crate) fn declare(&self, declared: &[Declared]) -> Result<(), String> {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all: BTreeMap<&str, &Declared> =
+            served.deployments.values().map(|known| (known.declared.id.as_str(), &known.declared)).collect();
+        all.extend(declared.iter().map(|one| (one.id.as_str(), one)));
+        let builder = all.values().try_fold(Limiter::builder(), |builder, one| one.add_to(builder))?;
+        let limiter = served.limiter.reconfigure(builder).map_err(|error| error.to_string())?;
+        let mut deployments = BTreeMap::new();
+        for (id, declared) in all {
+            let handle = limiter.handle(id).map_err(|error| error.to_string())?;
+            let before = served.deployments.get(id).map(|known| &*known.meter);
+            let meter = Meter::new(declared.metering(), declared.policy()?.mode, declared.quotas()?).after(before);
+            let deployment = Deployment { declared: declared.clone(), handle, meter: Arc::new(meter) };
+            deployments.insert(id.to_owned(), deployment);
+        }
+        *served = Served { limiter, deployments };
+        Ok(())
+    }
+
+    fn deployment(&self, id: &str) -> Option<Deployment> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).deployments.get(id).cloned()
+    }
+
+    /// Charges all that can be spent now: an earlier owner, of which nothing is known but that
+    /// it is dead, may have spent it.
+    pub(crate) fn forfeit(&self) {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        for deployment in served.deployments.values() {
+            let nothing = Claim::tokens(0).with(quotum::Unit::Requests, 0);
+            let all = deployment.handle.standings().into_iter();
+            let all = all.fold(nothing, |claim, standing| claim.with(standing.quota.unit(), standing.spendable));
+            if let Ok(mut permit) = deployment.handle.try_acquire(all) {
+                permit.start();
+            }
+        }
+    }
+
+    /// Reserves at the first deployment with room; waits at one of a level for peers' rights
+    /// before the next level is asked.
+    pub(crate) async fn reserve(&self, request: Request, worker: u64) -> Reply {
+        let call = request.call();
+        let mut soonest: Option<(Deployment, Denied)> = None;
+        for level in &request.levels {
+            let mut short = None;
+            for id in level {
+                let Some(deployment) = self.deployment(id) else {
+                    return Reply::Granted { id: 0, deployment: id.clone(), waited: 0.0 };
+                };
+                let claim = deployment.meter.claim(&call);
+                let decision = deployment.handle.probe(claim).map(Permit::into_owned);
+                match decision {
+                    Ok(permit) => return self.granted(&deployment, permit, &call, worker),
+                    Err(denied) => {
+                        if short.is_none() && !matches!(denied, Denied::TooLarge { .. }) {
+                            short = Some((deployment.clone(), claim));
+                        }
+                        keep_sooner(&mut soonest, deployment, denied);
+                    }
+                }
+            }
+            let Some((deployment, claim)) = short else { continue };
+            let waited = deployment.handle.acquire(claim).tentative().await.map(Permit::into_owned);
+            match waited {
+                Ok(permit) => return self.granted(&deployment, permit, &call, worker),
+                Err(denied) => keep_sooner(&mut soonest, deployment, denied),
+            }
+        }
+        match soonest {
+            Some((deployment, denied)) => {
+                deployment.handle.count_refusal(&denied);
+                Reply::Refused(Refusal::of(&deployment.declared.id, &denied))
+            }
+            None => Reply::Wrong("no deployment was named".to_owned()),
+        }
+    }
+
+    /// Returns which deployments would take the request now.
+    pub(crate) async fn room(&self, request: Request) -> Reply {
+        let call = request.call();
+        let mut room = Vec::new();
+        let mut refusal = None;
+        for id in request.levels.iter().flatten() {
+            let Some(deployment) = self.deployment(id) else {
+                room.push(id.clone());
+                continue;
+            };
+            let claim = deployment.meter.claim(&call);
+            // Dropped at once, the permit gives itself back.
+            let decision = deployment.handle.acquire(claim).tentative().await.map(drop);
+            match decision {
+                Ok(()) => room.push(id.clone()),
+                Err(denied) => keep_sooner(&mut refusal, deployment.clone(), denied),
+            }
+        }
+        match refusal {
+            Some((deployment, denied)) if room.is_empty() => {
+                deployment.handle.count_refusal(&denied);
+                Reply::Refused(Refusal::of(&deployment.declared.id, &denied))
+            }
+            _ => Reply::Room(room),
+        }
+    }
+
+    fn granted(&self, deployment: &Deployment, permit: Permit<'static>, call: &Call, worker: u64) -> Reply {
+        let waited = permit.waited().as_secs_f64();
+        let charge = Charge::new(permit, deployment.meter.clone(), self.observer.clone(), call);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        while let Some(oldest) = open.first_entry().filter(|oldest| now.duration_since(oldest.get().since) > KEEP) {
+            keep(oldest.remove().charge);
+        }
+        open.insert(id, Open { charge, worker, since: now });
+        Reply::Granted { id, deployment: deployment.declared.id.clone(), waited }
+    }
+
+    /// Settles a reservation; of one that is settled, or was made by an earlier owner, nothing
+    /// changes.
+    pub(crate) fn settle(&self, id: u64, outcome: Outcome) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let Some(Open { mut charge, .. }) = open else { return };
+        if outcome != Outcome::Unsent {
+            charge.start();
+        }
+        match outcome {
+            Outcome::Used { prompt, cached, completion, total } => {
+                let told = if [prompt, cached, completion, total].iter().all(|count| *count <= MAX_TOKENS) {
+                    let total = total.max(prompt + completion);
+                    Report::from(Usage { prompt, cached: cached.min(prompt), completion, total })
+                } else {
+                    Report::Lie
+                };
+                charge.told(told);
+                charge.settle();
+            }
+            Outcome::Unreported => charge.settle(),
+            Outcome::Rejected => charge.settle_rejected(),
+            Outcome::Failed => charge.settle_failed(),
+            Outcome::Unsent => charge.settle_unanswered(),
+        }
+    }
+
+    /// Leaves charged what a worker had open that is gone.
+    pub(crate) fn abandon(&self, worker: u64) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<u64> = open.iter().filter(|(_, open)| open.worker == worker).map(|(id, _)| *id).collect();
+        let gone: Vec<Open> = gone.iter().filter_map(|id| open.remove(id)).collect();
+        drop(open);
+        gone.into_iter().for_each(|open| keep(open.charge));
+    }
+
+    /// Returns how many reservations are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+fn keep(mut charge: Charge) {
+    charge.start();
+}
+
+/// Keeps who may take the request first; never comes last.
+fn keep_sooner(soonest: &mut Option<(Deployment, Denied)>, deployment: Deployment, denied: Denied) {
+    let after = |denied: &Denied| denied.retry_after().unwrap_or(Duration::MAX);
+    if soonest.as_ref().is_none_or(|(_, sooner)| after(&denied) < after(sooner)) {
+        *soonest = Some((deployment, denied));
+    }
+}
+
+impl Request {
+    fn call(&self) -> Call {
+        let (prompt, cap, choices) = (self.prompt, self.cap, self.choices.max(1));
+        Call { model: String::new(), prompt, cap, choices, body: bytes::Bytes::new(), hide_usage: false }
+    }
+}
+
+impl Declared {
+    fn add_to(&self, builder: quotum::Builder) -> Result<quotum::Builder, String> {
+        Ok(builder.deployment_with(&self.id, self.quotas()?, self.policy()?))
+    }
+
+    /// Returns the quotas of its limits.
+    ///
+    /// # Errors
+    /// Says which limit cannot be kept.
+    fn quotas(&self) -> Result<Vec<quotum::Quota>, String> {
+        let kind = self.terms.kind.as_deref().unwrap_or("fixed");
+        let kind = kind_of(kind, self.terms.parts, self.terms.burst).map_err(|why| self.wrong("kind", &why))?;
+        let amounts = [self.tpm, self.rpm, self.itpm, self.otpm];
+        let written = LIMITS.into_iter().zip(amounts).filter_map(|(limit, amount)| Some((limit, amount?)));
+        let quotas = written.map(|((name, unit), amount)| {
+            let quota = quotum::Quota::new(unit, amount, Duration::from_secs(60));
+            quota.and_then(|quota| quota.of_kind(kind)).map_err(|error| self.wrong(name, &error.to_string()))
+        });
+        quotas.collect()
+    }
+
+    fn policy(&self) -> Result<Policy, String> {
+        let usual = Policy::default();
+        let duration = |name: &str, seconds: Option<f64>, usual: Duration| match seconds {
+            None => Ok(usual),
+            Some(seconds) => Duration::try_from_secs_f64(seconds)
+                .map_err(|_| self.wrong(name, &format!("{seconds} is not a number of seconds"))),
+        };
+        let mode = match self.terms.mode {
+            None | Some(Mode::Strict) => quotum::Mode::Strict,
+            Some(Mode::Observe) => quotum::Mode::Observe,
+            Some(Mode::Elastic { beta }) => {
+                let beta = Portion::new(beta).map_err(|error| self.wrong("mode", &error.to_string()))?;
+                quotum::Mode::Elastic { beta }
+            }
+        };
+        Ok(Policy {
+            mode,
+            wait: duration("wait", self.terms.wait, usual.wait)?,
+            edge: duration("edge", self.terms.edge, EDGE)?,
+            limit_id: self.terms.limit_id.clone(),
+        })
+    }
+
+    fn metering(&self) -> Metering {
+        let usual = Metering::default();
+        let Self { terms, .. } = self;
+        Metering {
+            reserve: match terms.reserve {
+                None | Some(Reserve::Auto) => quotum::layer::Reserve::Auto,
+                Some(Reserve::Bound) => quotum::layer::Reserve::Bound,
+                Some(Reserve::Learned) => quotum::layer::Reserve::Learned,
+            },
+            unreported: match terms.unreported {
+                None | Some(Unreported::Reserved) => quotum::layer::Unreported::Reserved,
+                Some(Unreported::Counted) => quotum::layer::Unreported::Counted,
+            },
+            default_max_tokens: terms.default_max_tokens.unwrap_or(usual.default_max_tokens),
+            ..usual
+        }
+    }
+
+    fn wrong(&self, field: &str, why: &str) -> String {
+        format!("deployment {:?}: {field}: {why}", self.id)
+    }
+}

@@ -1,0 +1,271 @@
+//! A pod: one replica, however many workers it has.
+//!
+//! Knows who owns the pod's rights and how the other workers reach the owner. Must not know
+//! Python or LiteLLM. The invariant it keeps: the owner is whoever holds the pod's name among
+//! the machine's abstract sockets. The system gives it to one process at a time and takes it
+//! back when that process ends, however it ends; so whoever gets the name knows that the owner
+//! before is dead, and joins the fleet at its exclusive slot.
+
+mod admin;
+mod book;
+mod door;
+mod link;
+mod message;
+mod python;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as std_unix;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds};
+use quotum::ledger::LimitId;
+use quotum::telemetry::{self, Telemetry};
+use serde_json::json;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use self::book::Book;
+use self::link::Link;
+use self::message::{Ask, Declared, Refusal, Reply};
+use crate::limiter::join;
+use crate::settings;
+
+pub(crate) use self::python::Pod;
+
+/// How long a request waits for an owner: one that dies is followed within this.
+const OWNER_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// How soon a worker looks again when neither owning nor reaching the owner worked.
+const AGAIN: Duration = Duration::from_millis(25);
+
+/// How soon it looks again when something is wrong that waiting may not mend.
+const AGAIN_WRONG: Duration = Duration::from_secs(1);
+
+/// The worker number of the owner's own requests.
+const OWN: u64 = 0;
+
+/// Where this process stands in its pod.
+#[derive(Clone, Debug)]
+enum Seat {
+    /// Neither owner nor linked to one, and why.
+    Standing(Arc<str>),
+    Owner(Arc<Book>),
+    Guest(Link),
+}
+
+/// What the pod's task and its callers share.
+#[derive(Debug)]
+struct Shared {
+    seat: watch::Sender<Seat>,
+    declared: Mutex<Vec<Declared>>,
+    config: ClusterConfig,
+    cluster: Mutex<Option<Arc<Cluster>>>,
+    telemetry: Arc<Telemetry>,
+    /// How many other workers reach the owner, if this is it.
+    workers: AtomicUsize,
+    admin: Option<SocketAddr>,
+}
+
+impl Shared {
+    fn new(config: ClusterConfig, admin: Option<SocketAddr>) -> Arc<Self> {
+        let (seat, _) = watch::channel(Seat::Standing("it has just started".into()));
+        Arc::new(Self {
+            seat,
+            declared: Mutex::default(),
+            config,
+            cluster: Mutex::default(),
+            telemetry: Arc::default(),
+            workers: AtomicUsize::new(0),
+            admin,
+        })
+    }
+
+    fn seat(&self) -> Seat {
+        self.seat.borrow().clone()
+    }
+
+    fn declared(&self) -> Vec<Declared> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks the owner, whoever that is; waits a moment for one.
+    async fn ask(&self, ask: Ask) -> Reply {
+        let deadline = Instant::now() + OWNER_WITHIN;
+        let mut seats = self.seat.subscribe();
+        loop {
+            let seat = seats.borrow_and_update().clone();
+            let why = match seat {
+                Seat::Owner(book) => return self.answer(&book, ask, OWN).await,
+                Seat::Guest(link) => match link.ask(ask.clone()).await {
+                    Some(reply) => return reply,
+                    None => "the worker that owns them is gone".into(),
+                },
+                Seat::Standing(why) => why,
+            };
+            if !matches!(timeout_at(deadline, seats.changed()).await, Ok(Ok(()))) {
+                return Reply::Refused(Refusal::unowned(&why));
+            }
+        }
+    }
+
+    /// Answers as the owner.
+    async fn answer(&self, book: &Arc<Book>, ask: Ask, worker: u64) -> Reply {
+        match ask {
+            Ask::Reserve(request) => book.reserve(request, worker).await,
+            Ask::Room(request) => book.room(request).await,
+            Ask::Settle { id, outcome } => {
+                book.settle(id, outcome);
+                Reply::Done
+            }
+            Ask::Declare(declared) => match book.declare(&declared) {
+                Ok(()) => Reply::Done,
+                Err(why) => Reply::Wrong(why),
+            },
+            Ask::Metrics => Reply::Text(self.metrics(book)),
+            Ask::Status => Reply::Text(self.status(book)),
+        }
+    }
+
+    fn metrics(&self, book: &Book) -> String {
+        let cluster = self.cluster();
+        let rejected = cluster.map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
+        self.telemetry.render(&book.limiter().status(), &BTreeMap::new(), &rejected)
+    }
+
+    fn status(&self, book: &Book) -> String {
+        let mut shown = telemetry::status_json(&book.limiter().status());
+        let workers = self.workers.load(Ordering::Relaxed) + 1;
+        shown["pod"] = json!({"owner": std::process::id(), "workers": workers, "open": book.open()});
+        shown.to_string()
+    }
+
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stand(&self, why: &str) {
+        self.seat.send_replace(Seat::Standing(why.into()));
+    }
+
+    /// Takes and loses seats until the task is ended.
+    async fn run(self: Arc<Self>) {
+        let mut before = Before::Nothing;
+        let mut told = String::new();
+        loop {
+            let outcome = match own_name(&self.config) {
+                Ok(listener) => self.own(listener, &mut before).await,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => self.visit(&mut before).await,
+                Err(error) => Err(Trouble::Wrong(format!("the pod's local socket: {error}"))),
+            };
+            let pause = match outcome {
+                Ok(()) => Duration::ZERO,
+                Err(Trouble::Passing(why)) => {
+                    self.stand(&why);
+                    AGAIN
+                }
+                Err(Trouble::Wrong(why)) => {
+                    self.stand(&why);
+                    if told != why {
+                        eprintln!("quotum: {why}");
+                        told = why;
+                    }
+                    AGAIN_WRONG
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Owns the pod's rights. Returns only if that does not work.
+    async fn own(self: &Arc<Self>, listener: UnixListener, before: &mut Before) -> Result<(), Trouble> {
+        let book = Arc::new(Book::new(&self.declared(), self.telemetry.clone()).map_err(Trouble::Wrong)?);
+        let is_alone = self.config.seeds == Seeds::Alone;
+        if is_alone {
+            // Nobody else knows what a dead owner has spent.
+            if matches!(before, Before::Guest) {
+                book.forfeit();
+            }
+        } else {
+            let joined = join(&book.limiter(), self.config.clone()).await;
+            let cluster = joined.map_err(|error| match error {
+                // The system may still be closing what the owner before had open.
+                JoinError::Bind { .. } if matches!(before, Before::Guest) => {
+                    Trouble::Passing(settings::explain(&error))
+                }
+                error => Trouble::Wrong(settings::explain(&error)),
+            })?;
+            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(cluster));
+        }
+        *before = Before::Owner;
+        self.seat.send_replace(Seat::Owner(book.clone()));
+        if let Some(at) = self.admin {
+            tokio::spawn(admin::serve(at, self.clone(), book.clone()));
+        }
+        door::serve(listener, self.clone(), book).await;
+        Ok(())
+    }
+
+    /// Reserves through the owner. Returns when it is gone.
+    async fn visit(self: &Arc<Self>, before: &mut Before) -> Result<(), Trouble> {
+        let address = name(&self.config).map_err(|error| Trouble::Wrong(error.to_string()))?;
+        // Connecting to a local socket does not wait, but for an owner whose queue is full.
+        let stream = std_unix::UnixStream::connect_addr(&address);
+        let stream = stream.and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let stream = stream.map_err(|error| Trouble::Passing(format!("the worker that owns them: {error}")))?;
+        if !door::is_ours(&stream) {
+            let why = "another user's process has the name of this pod's local socket; end it, or set QUOTUM_NODE";
+            return Err(Trouble::Wrong(why.to_owned()));
+        }
+        let (link, gone) = link::open(stream);
+        match timeout(OWNER_WITHIN * 4, link.ask(Ask::Declare(self.declared()))).await {
+            Ok(Some(Reply::Done)) => {}
+            Ok(Some(Reply::Wrong(why))) => return Err(Trouble::Wrong(why)),
+            _ => return Err(Trouble::Passing("the worker that owns them does not answer".to_owned())),
+        }
+        *before = Before::Guest;
+        self.seat.send_replace(Seat::Guest(link));
+        gone.await;
+        self.stand("the worker that owned them is gone");
+        Ok(())
+    }
+}
+
+/// What this process was in its pod so far.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    Nothing,
+    Guest,
+    Owner,
+}
+
+/// Why a seat was not taken.
+#[derive(Debug)]
+enum Trouble {
+    /// It is expected to pass by itself.
+    Passing(String),
+    /// Somebody must mend it.
+    Wrong(String),
+}
+
+/// Returns the name of a pod: whoever has another fleet, node or address is another pod.
+fn name(config: &ClusterConfig) -> io::Result<std_unix::SocketAddr> {
+    let ClusterConfig { cluster, node, listen, advertise, .. } = config;
+    let what = format!("{cluster}\0{node}\0{listen}\0{advertise:?}");
+    let user = rustix::process::getuid().as_raw();
+    std_unix::SocketAddr::from_abstract_name(format!("quotum-{user}-{:016x}", LimitId::of(&what).bits()))
+}
+
+fn own_name(config: &ClusterConfig) -> io::Result<UnixListener> {
+    let listener = std_unix::UnixListener::bind_addr(&name(config)?)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}

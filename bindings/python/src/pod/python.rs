@@ -1,0 +1,237 @@
+//! The pod as LiteLLM's callback sees it.
+//!
+//! Knows how Python's requests and outcomes are written. Must not know LiteLLM. The invariant
+//! it keeps: a decision that needs no waiting is made in the caller's thread, at once.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use quotum::layer::{
+    AnthropicMessages, Call, Estimate, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
+};
+use tokio::task::JoinHandle;
+
+use super::message::{Ask, Declared, Outcome, Refusal, Reply, Request};
+use super::{Seat, Shared};
+use crate::background;
+use crate::settings::{self, Passed};
+
+/// This process's part in its pod.
+#[pyclass(name = "Pod", module = "quotum", frozen)]
+#[derive(Debug)]
+pub(crate) struct Pod {
+    shared: Arc<Shared>,
+    task: Mutex<Option<(u32, JoinHandle<()>)>>,
+}
+
+#[pymethods]
+impl Pod {
+    /// Reads the environment; nothing starts.
+    #[new]
+    fn new() -> PyResult<Self> {
+        let config = settings::settle(Passed::default()).map_err(|wrong| PyValueError::new_err(wrong.to_string()))?;
+        let admin = settings::admin().map_err(|wrong| PyValueError::new_err(wrong.to_string()))?;
+        Ok(Self { shared: Shared::new(config, admin), task: Mutex::default() })
+    }
+
+    /// Says which deployments there are: a JSON list. The first time, takes a seat.
+    fn declare(&self, deployments: &str) -> PyResult<()> {
+        let declared: Vec<Declared> =
+            serde_json::from_str(deployments).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let shared = &self.shared;
+        *shared.declared.lock().unwrap_or_else(PoisonError::into_inner) = declared.clone();
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = std::process::id();
+        match &*task {
+            Some((of, _)) if *of == pid => match shared.seat() {
+                Seat::Owner(book) => return book.declare(&declared).map_err(PyValueError::new_err),
+                Seat::Guest(link) => link.tell(Ask::Declare(declared)),
+                // It will be declared with all of them once there is an owner.
+                Seat::Standing(_) => {}
+            },
+            Some((of, _)) => {
+                return Err(PyRuntimeError::new_err(format!("this pod was started in process {of}, before a fork")));
+            }
+            None => {
+                super::book::Book::new(&declared, Arc::new(())).map_err(PyValueError::new_err)?;
+                *task = Some((pid, background::runtime()?.spawn(shared.clone().run())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reserves at the first of these deployments with room: `(id, deployment)`, awaited.
+    /// Raises Denied.
+    fn reserve<'py>(
+        &self,
+        py: Python<'py>,
+        levels: Vec<Vec<String>>,
+        api: &str,
+        body: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.asked(py, Ask::Reserve(request(levels, api, body)))
+    }
+
+    /// Returns which of these deployments have room, awaited. Raises Denied if none has.
+    fn room<'py>(
+        &self,
+        py: Python<'py>,
+        levels: Vec<Vec<String>>,
+        api: &str,
+        body: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.asked(py, Ask::Room(request(levels, api, body)))
+    }
+
+    /// Settles a reservation with what was used.
+    #[pyo3(signature = (id, prompt, completion, total, cached = 0))]
+    fn used(&self, id: u64, prompt: u64, completion: u64, total: u64, cached: u64) {
+        self.settle(id, Outcome::Used { prompt, cached, completion, total });
+    }
+
+    /// Settles a reservation otherwise: `unreported`, `rejected`, `failed` or `unsent`.
+    fn ended(&self, id: u64, how: &str) -> PyResult<()> {
+        let outcome = match how {
+            "unreported" => Outcome::Unreported,
+            "rejected" => Outcome::Rejected,
+            "failed" => Outcome::Failed,
+            "unsent" => Outcome::Unsent,
+            _ => return Err(PyValueError::new_err(format!("{how:?} is no outcome"))),
+        };
+        self.settle(id, outcome);
+        Ok(())
+    }
+
+    /// Returns this pod's standing as JSON, whichever worker owns it.
+    fn status(&self, py: Python<'_>) -> PyResult<String> {
+        self.text(py, Ask::Status)
+    }
+
+    /// Returns this pod's metrics as OpenMetrics text, whichever worker owns it.
+    fn metrics(&self, py: Python<'_>) -> PyResult<String> {
+        self.text(py, Ask::Metrics)
+    }
+
+    /// Hands the rights over to peers, if this worker owns them, and gives the seat up.
+    #[pyo3(signature = (timeout = 5.0))]
+    fn leave(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((pid, task)) = task else { return Ok(()) };
+        if pid != std::process::id() {
+            return Ok(());
+        }
+        let cluster = self.shared.cluster.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(cluster) = cluster {
+            let timeout = Duration::try_from_secs_f64(timeout).unwrap_or_default();
+            background::wait(py, async move { drop(tokio::time::timeout(timeout, cluster.leave()).await) })?;
+        }
+        task.abort();
+        self.shared.stand("this worker has ended");
+        Ok(())
+    }
+
+    /// What this worker is in its pod: `owner`, `guest` or `standing`.
+    #[getter]
+    fn seat(&self) -> &'static str {
+        match self.shared.seat() {
+            Seat::Owner(_) => "owner",
+            Seat::Guest(_) => "guest",
+            Seat::Standing(_) => "standing",
+        }
+    }
+}
+
+impl Pod {
+    fn asked<'py>(&self, py: Python<'py>, ask: Ask) -> PyResult<Bound<'py, PyAny>> {
+        let shared = self.shared.clone();
+        let mut asking: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(async move { shared.ask(ask).await });
+        let runtime = background::runtime()?;
+        let _entered = runtime.enter();
+        match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(reply) => background::ready(py, answer(reply)),
+            Poll::Pending => background::awaitable(py, async move { answer(asking.await) }),
+        }
+    }
+
+    fn settle(&self, id: u64, outcome: Outcome) {
+        match self.shared.seat() {
+            Seat::Owner(book) => book.settle(id, outcome),
+            Seat::Guest(link) => link.tell(Ask::Settle { id, outcome }),
+            // The owner is gone, and what was reserved there stays charged.
+            Seat::Standing(_) => {}
+        }
+    }
+
+    fn text(&self, py: Python<'_>, ask: Ask) -> PyResult<String> {
+        let shared = self.shared.clone();
+        match background::wait(py, async move { shared.ask(ask).await })? {
+            Reply::Text(text) => Ok(text),
+            Reply::Refused(refusal) => Err(PyRuntimeError::new_err(refusal.message)),
+            other => Err(PyRuntimeError::new_err(format!("{other:?} is no answer to that"))),
+        }
+    }
+}
+
+/// What a reply is in Python.
+#[derive(IntoPyObject)]
+enum Answer {
+    Granted((u64, String)),
+    Room(Vec<String>),
+}
+
+fn answer(reply: Reply) -> PyResult<Answer> {
+    match reply {
+        Reply::Granted { id, deployment, .. } => Ok(Answer::Granted((id, deployment))),
+        Reply::Room(room) => Ok(Answer::Room(room)),
+        Reply::Refused(refusal) => {
+            let error = Python::try_attach(|py| denied(py, refusal));
+            Err(error.unwrap_or_else(|| PyRuntimeError::new_err("the interpreter has ended")))
+        }
+        Reply::Wrong(why) => Err(PyRuntimeError::new_err(why)),
+        other => Err(PyRuntimeError::new_err(format!("{other:?} is no answer to that"))),
+    }
+}
+
+fn denied(py: Python<'_>, refusal: Refusal) -> PyErr {
+    let build = || -> PyResult<Bound<'_, PyAny>> {
+        let attributes = PyDict::new(py);
+        attributes.set_item("deployment", refusal.deployment)?;
+        attributes.set_item("reason", refusal.reason)?;
+        attributes.set_item("retry_after", refusal.retry_after)?;
+        attributes.set_item("limit", refusal.limit)?;
+        attributes.set_item("unit", refusal.unit)?;
+        attributes.set_item("remaining", refusal.remaining)?;
+        py.import("quotum._denied")?.getattr("Denied")?.call((refusal.message,), Some(&attributes))
+    };
+    build().map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Returns what is reserved for a request to this API. What is no request of it counts with
+/// all its bytes: LiteLLM will refuse it, or knows more than this reading.
+fn request(levels: Vec<Vec<String>>, api: &str, body: &str) -> Request {
+    let bytes = bytes::Bytes::copy_from_slice(body.as_bytes());
+    let call = match api {
+        "completions" => OpenAiCompletions.call(bytes),
+        "embeddings" => OpenAiEmbeddings.call(bytes),
+        "responses" => OpenAiResponses.call(bytes),
+        "messages" => AnthropicMessages.call(bytes),
+        _ => OpenAiChat.call(bytes),
+    };
+    match call {
+        Ok(Call { prompt, cap, choices, .. }) => Request { levels, prompt, cap, choices },
+        Err(_) => Request { levels, prompt: body.len() as u64, cap: cap(body), choices: 1 },
+    }
+}
+
+/// Returns the largest cap that a request of no known shape names, for all choices.
+fn cap(body: &str) -> Option<u64> {
+    let body: serde_json::Value = serde_json::from_str(body).ok()?;
+    let caps = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+    let cap = caps.iter().filter_map(|name| body[*name].as_u64()).max()?;
+    Some(cap.saturating_mul(body["n"].as_u64().unwrap_or(1)))
+}

@@ -1,0 +1,150 @@
+"""Real LiteLLM proxies in front of the stub upstream, which counts for itself.
+
+Knows how processes are started, waited for and ended. Must not know what is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+# What a proxy may take to start, on a busy machine.
+START_WITHIN = 120.0
+
+
+def free_ports(count: int, kind: int = socket.SOCK_STREAM) -> list[int]:
+    sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def until(condition: Any, within: float = 20.0, what: str = "it") -> Any:
+    end = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"{what} did not come about within {within:.0f} s"
+        time.sleep(0.05)
+
+
+class Stub:
+    """The stub upstream of the `quotum` command, and its ledger."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [os.environ["QUOTUM"], "stub", "--listen", "127.0.0.1:0", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = json.loads(self.process.stdout.readline())["stub"]
+        self.base = f"http://{self.address}/v1"
+
+    def ledger(self) -> list[dict[str, Any]]:
+        records = httpx.get(f"http://{self.address}/_ledger", timeout=30.0).json()
+        return records["records"] if isinstance(records, dict) else records
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@dataclass
+class Proxy:
+    """One LiteLLM proxy."""
+
+    config: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    node: str = "test"
+
+    def __post_init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="quotum-litellm-")
+        (Path(self.folder) / "config.yaml").write_text(yaml.safe_dump(self.config))
+        self.start()
+
+    def start(self) -> None:
+        [self.port] = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("QUOTUM_")},
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            "DISABLE_ADMIN_UI": "True",
+            "NO_PROXY": "*",
+            "PYTHONUNBUFFERED": "1",
+            # Nobody else on this machine is of this pod.
+            "QUOTUM_NODE": f"{self.node}-{self.port}",
+            **self.environment,
+        }
+        self.log = Path(self.folder) / f"log-{self.port}"
+        command = [
+            str(Path(sys.executable).parent / "litellm"), "--config", f"{self.folder}/config.yaml",
+            "--host", "127.0.0.1", "--port", str(self.port), *self.arguments,
+        ]  # fmt: skip
+        with self.log.open("w") as log:
+            # A group of its own: its workers end with it.
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+
+    def wait(self) -> Proxy:
+        def is_up() -> bool:
+            assert self.process.poll() is None, f"the proxy ended:\n{self.log.read_text()[-4000:]}"
+            try:
+                return httpx.get(f"{self.url}/health/liveliness", timeout=2.0).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        until(is_up, START_WITHIN, "the proxy's start")
+        return self
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        headers = {"authorization": "Bearer sk-test", **headers}
+        return httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=60.0)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait(10)
+
+
+def deployment(base: str, *, number: str, model: str = "gpt", name: str = "openai/stub-model", **limits: Any) -> dict[str, Any]:
+    about = {"id": number, **limits.pop("about", {})}
+    params = {"model": name, "api_base": base, "api_key": "sk-upstream", **limits}
+    return {"model_name": model, "litellm_params": params, "model_info": about}
+
+
+def config(*deployments: dict[str, Any], router: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    return {
+        "model_list": list(deployments),
+        "litellm_settings": {"callbacks": ["quotum.litellm.handler"], "telemetry": False, **settings},
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True, "forward_client_headers_to_llm_api": True},
+        "router_settings": router or {},
+    }
