@@ -113,6 +113,8 @@ pub(super) struct Deployment {
     #[serde(default)]
     pub(super) reserve: Text,
     #[serde(default)]
+    pub(super) tokenizer: Text,
+    #[serde(default)]
     pub(super) default_max_tokens: Option<Spanned<i64>>,
     #[serde(default)]
     pub(super) unreported: Text,

@@ -12,9 +12,9 @@ use axum::http::{HeaderValue, Uri};
 use quotum::{Mode, Quota, Unit};
 use serde_saphyr::{Location, Spanned};
 
-use super::check::deployment::{default_id, upstream_base};
+use super::check::deployment::{default_id, tokenizer_of, upstream_base};
 use super::tree::Tree;
-use super::{Deployment, Environment, Problem, Reserve, Secret, Timeouts, Unreported};
+use super::{Deployment, Environment, Problem, Reserve, Secret, Timeouts, Tokenizer, Unreported};
 
 /// The limits of a deployment: LiteLLM's names, all of them per minute.
 const LIMITS: [(&str, Unit); 4] =
@@ -266,10 +266,16 @@ impl<'a> Reader<'a> {
         let order = entry.param("order").or_else(|| entry.about.get("order"));
         let order = self.number(order, &entry.field(".litellm_params.order"), (0.0, 1_000_000.0));
         let id = self.text(entry.about.get("id"), &entry.field(".model_info.id"));
+        let base_model = self.text(entry.about.get("base_model"), &entry.field(".model_info.base_model"));
         if self.read.problems.len() > before {
             return Err(None);
         }
         let id = id.unwrap_or_else(|| default_id(&model, &named, &way.base));
+        // What LiteLLM itself counts a deployment as whose name says nothing.
+        let tokenizer = match base_model {
+            Some(base) => Tokenizer::of_model(base.split_once('/').map_or(&*base, |(_, model)| model)),
+            None => tokenizer_of(&way.upstream_model, &way.base),
+        };
         let deployment = Deployment {
             id: self.unique(entry, id)?,
             upstream_model: Some(way.upstream_model).filter(|upstream| *upstream != model),
@@ -283,6 +289,7 @@ impl<'a> Reader<'a> {
             wait: Duration::from_millis(20),
             edge: Duration::from_millis(50),
             reserve: Reserve::Auto,
+            tokenizer,
             default_max_tokens: 4_096,
             unreported: Unreported::Reserved,
             cached_input: None,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quotum::cluster::{KeyRing, Seeds};
-pub(crate) use quotum::layer::{Reserve, Unreported};
+pub(crate) use quotum::layer::{Reserve, Tokenizer, Unreported};
 use quotum::ledger::{FirstWindow, OnSilence};
 use quotum::{Mode, Portion, Quota};
 use rustls::pki_types::CertificateDer;
@@ -175,6 +175,7 @@ pub(crate) struct Deployment {
     pub(crate) wait: Duration,
     pub(crate) edge: Duration,
     pub(crate) reserve: Reserve,
+    pub(crate) tokenizer: Tokenizer,
     pub(crate) default_max_tokens: u64,
     pub(crate) unreported: Unreported,
     /// What a token of the prompt counts that was read from the cache; `None` is one.

@@ -53,6 +53,7 @@ deployments:
     wait: 20ms
     edge: 50ms
     reserve: auto
+    tokenizer: auto
     default_max_tokens: 4096
     unreported: reserved
     weight: 1

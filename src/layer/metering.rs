@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::dialect::{Call, Report, Tally, Usage};
+use super::prompts::Prompts;
+use super::tokenizer::Tokenizer;
 use crate::{Claim, Handle, Mode, Permit, Portion, Quota, Unit};
 
 /// How many outputs are remembered.
@@ -57,12 +59,21 @@ pub struct Metering {
     /// much as any other, [`Portion::ZERO`] nothing. Providers differ in what they count
     /// against a limit: Anthropic leaves such tokens out for most models.
     pub cached_input: Option<Portion>,
+    /// What bounds the text of a prompt: bytes by default, which are some four times its
+    /// tokens. With another tokenizer than the upstream's the bound is none.
+    pub tokenizer: Tokenizer,
 }
 
 impl Default for Metering {
-    /// Returns [`Reserve::Auto`], [`Unreported::Reserved`], 4,096 tokens and no weight.
+    /// Returns [`Reserve::Auto`], [`Unreported::Reserved`], 4,096 tokens, no weight and bytes.
     fn default() -> Self {
-        Self { reserve: Reserve::Auto, unreported: Unreported::Reserved, default_max_tokens: 4_096, cached_input: None }
+        Self {
+            reserve: Reserve::Auto,
+            unreported: Unreported::Reserved,
+            default_max_tokens: 4_096,
+            cached_input: None,
+            tokenizer: Tokenizer::Bytes,
+        }
     }
 }
 
@@ -121,19 +132,26 @@ impl Meter {
         Self { outputs: Mutex::new(outputs), ..self }
     }
 
-    /// Returns what is reserved for this request.
-    pub fn claim(&self, call: &Call) -> Claim {
+    /// Returns what a prompt must be counted with: bytes where no limit is of its tokens.
+    pub fn tokenizer(&self) -> Tokenizer {
+        let counts = |quota: &Quota| matches!(quota.unit(), Unit::Tokens | Unit::InputTokens);
+        if self.quotas.iter().any(counts) { self.metering.tokenizer } else { Tokenizer::Bytes }
+    }
+
+    /// Returns what is reserved for this request, whose prompt was bounded before.
+    pub fn claim(&self, call: &Call, prompts: &Prompts) -> Claim {
+        let prompt = prompts.by(self.metering.tokenizer);
         let bound = call.cap.unwrap_or(self.metering.default_max_tokens).saturating_mul(call.choices);
         let learned = || {
             let estimate = self.learned.load(Ordering::Relaxed).saturating_mul(call.choices);
             let estimate = call.cap.map_or(estimate, |_| estimate.min(bound));
-            self.fitting(call.prompt, estimate)
+            self.fitting(prompt, estimate)
         };
         let output = match (self.metering.reserve, call.cap) {
             (Reserve::Bound, _) | (Reserve::Auto, Some(_)) => bound,
             (Reserve::Learned, _) | (Reserve::Auto, None) => learned(),
         };
-        Claim::prompt_and_output(call.prompt, output)
+        Claim::prompt_and_output(prompt, output)
     }
 
     /// Returns the estimate, smaller where it alone would make the request too large
@@ -354,7 +372,7 @@ mod tests {
     }
 
     fn output(meter: &Meter, call: &Call) -> u64 {
-        meter.claim(call).amount(Unit::OutputTokens)
+        meter.claim(call, &Prompts::new(call)).amount(Unit::OutputTokens)
     }
 
     #[test]

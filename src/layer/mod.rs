@@ -31,9 +31,11 @@ mod body;
 pub mod date;
 mod dialect;
 mod metering;
+mod prompts;
 #[doc(hidden)]
 pub mod refusal;
 mod sse;
+mod tokenizer;
 
 use std::fmt;
 use std::pin::Pin;
@@ -56,7 +58,9 @@ pub use dialect::{
 };
 use metering::{Charge, Meter};
 pub use metering::{Metering, Observer, Reserve, Unreported};
+use prompts::Prompts;
 use refusal::Refusal;
+pub use tokenizer::Tokenizer;
 
 /// What `quotum serve` is made of beside: no part of the public API.
 #[doc(hidden)]
@@ -64,6 +68,7 @@ pub mod parts {
     pub use super::answer::{encoding, form, media_type};
     pub use super::body::{Form, Metered};
     pub use super::metering::{Charge, Meter};
+    pub use super::prompts::Prompts;
     pub use super::{date, refusal};
 }
 
@@ -239,7 +244,8 @@ impl Shared {
             .dialect
             .call(self.read(headers, body).await?)
             .map_err(|bad| Refusal::invalid(StatusCode::BAD_REQUEST, bad.message, bad.param, None))?;
-        let claim = self.meter.claim(&call);
+        let prompts = Prompts::count(&self.dialect, &call, [self.meter.tokenizer()]).await;
+        let claim = self.meter.claim(&call, &prompts);
         match self.handle.acquire(claim).await {
             Ok(permit) => {
                 let charge = Charge::new(permit.into_owned(), self.meter.clone(), self.observer.clone(), &call);

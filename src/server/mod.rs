@@ -222,6 +222,7 @@ fn embedded(stub: SocketAddr) -> Deployment {
         wait: Duration::from_millis(20),
         edge: Duration::from_millis(50),
         reserve: Reserve::Auto,
+        tokenizer: crate::config::Tokenizer::Bytes,
         default_max_tokens: 4_096,
         unreported: Unreported::Reserved,
         cached_input: None,

@@ -15,10 +15,10 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, 
 use axum::routing::{MethodRouter, any, get, post};
 use hyper::body::Incoming;
 use quotum::layer::parts::refusal::{self, Refusal};
-use quotum::layer::parts::{self, Charge, Meter, Metered};
+use quotum::layer::parts::{self, Charge, Meter, Metered, Prompts};
 use quotum::layer::{
     AnthropicMessages, BadRequest, Call, Dialect, Family, Metering, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings,
-    OpenAiResponses, Other,
+    OpenAiResponses, Other, Tokenizer,
 };
 use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
@@ -103,6 +103,7 @@ impl Proxy {
             models.entry(deployment.model.clone()).or_default().push((served, place));
         }
         let models: Models = models.into_iter().map(|(model, deployments)| (model, Routes::new(deployments))).collect();
+        load_tokenizers(models.values().flat_map(Routes::all).map(|served| served.meter.tokenizer()));
         *self.models.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(models);
         Ok(())
     }
@@ -170,7 +171,8 @@ impl Proxy {
         let routes = models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let family = dialect.family();
         let to = Target { method: &head.method, path: dialect.path(), query: head.uri.query(), family };
-        let mut search = Search::new(routes, &call, &self.limiter, &self.telemetry);
+        let prompts = Prompts::count(dialect, &call, routes.all().map(|served| served.meter.tokenizer())).await;
+        let mut search = Search::new(routes, (&call, &prompts), &self.limiter, &self.telemetry);
         let Some(mut granted) = search.next().await else {
             return Err(search.refusal(family).unwrap_or_else(|| unknown_model(&call.model)));
         };
@@ -268,12 +270,24 @@ fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Returns how a deployment is metered.
 fn meter(deployment: &Deployment) -> Meter {
-    let Deployment { reserve, unreported, default_max_tokens, cached_input, .. } = *deployment;
+    let Deployment { reserve, unreported, default_max_tokens, cached_input, tokenizer, .. } = *deployment;
     Meter::new(
-        Metering { reserve, unreported, default_max_tokens, cached_input },
+        Metering { reserve, unreported, default_max_tokens, cached_input, tokenizer },
         deployment.mode,
         deployment.quotas.clone(),
     )
+}
+
+/// Reads tokenizers' tables beside everything else; a request that comes before waits for them.
+fn load_tokenizers(tokenizers: impl IntoIterator<Item = Tokenizer>) {
+    let mut wanted: Vec<Tokenizer> =
+        tokenizers.into_iter().filter(|tokenizer| *tokenizer != Tokenizer::Bytes).collect();
+    wanted.dedup();
+    if !wanted.is_empty() {
+        let load = move || wanted.into_iter().for_each(Tokenizer::load);
+        // Without a thread the first request that needs one reads it.
+        let _ = std::thread::Builder::new().name("tokenizers".into()).spawn(load);
+    }
 }
 
 fn mend(bad: BadRequest) -> Refusal {

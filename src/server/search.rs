@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use quotum::layer::parts::Prompts;
 use quotum::layer::parts::refusal::{self, Refusal};
 use quotum::layer::{Call, Family};
 use quotum::{Claim, Denied, Limiter, Permit};
@@ -27,6 +28,7 @@ pub(super) struct Granted<'a> {
 /// The looks of one request, which may go on after an upstream has refused it.
 pub(super) struct Search<'a> {
     call: &'a Call,
+    prompts: &'a Prompts,
     limiter: &'a Limiter,
     telemetry: &'a Telemetry,
     levels: std::slice::Iter<'a, Level<Served>>,
@@ -62,12 +64,13 @@ impl No {
 impl<'a> Search<'a> {
     pub(super) fn new(
         routes: &'a Routes<Served>,
-        call: &'a Call,
+        (call, prompts): (&'a Call, &'a Prompts),
         limiter: &'a Limiter,
         telemetry: &'a Telemetry,
     ) -> Self {
         Self {
             call,
+            prompts,
             limiter,
             telemetry,
             levels: routes.levels(),
@@ -113,7 +116,7 @@ impl<'a> Search<'a> {
         if let Some(left) = route.health.down() {
             return self.no(route, No::Down(left));
         }
-        let claim = route.to.meter.claim(self.call);
+        let claim = route.to.meter.claim(self.call, self.prompts);
         if self.is_only {
             self.short = Some((route, claim));
             return None;

@@ -17,7 +17,7 @@ use super::kind::kind;
 use super::{Check, name};
 use crate::config::file;
 use crate::config::scalar::duration;
-use crate::config::{Deployment, Reserve, Secret, Timeouts, Unreported};
+use crate::config::{Deployment, Reserve, Secret, Timeouts, Tokenizer, Unreported};
 
 /// The largest output cap anybody may name: far above every model's.
 const MAX_TOKENS: i64 = i32::MAX as i64;
@@ -140,6 +140,24 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         &format!("{field}.reserve"),
         &[("auto", Reserve::Auto), ("bound", Reserve::Bound), ("learned", Reserve::Learned)],
     );
+    let tokenizer_at = written.tokenizer.as_ref().map(|tokenizer| tokenizer.referenced);
+    let tokenizer = check.choice(
+        written.tokenizer,
+        &format!("{field}.tokenizer"),
+        &[
+            ("auto", None),
+            ("o200k", Some(Tokenizer::O200k)),
+            ("cl100k", Some(Tokenizer::Cl100k)),
+            ("bytes", Some(Tokenizer::Bytes)),
+        ],
+    );
+    if let Some(at) = tokenizer_at.filter(|_| tokenizer.is_some_and(|named| named != Tokenizer::Bytes))
+        && !Tokenizer::IS_BUILT_IN
+    {
+        let message = "this quotum was built without its tokenizer; write `bytes` or build it with the feature \
+                       `tokenizer`";
+        check.problem(at, format!("{field}.tokenizer"), message);
+    }
     let unreported = check.choice(
         written.unreported,
         &format!("{field}.unreported"),
@@ -166,6 +184,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     });
     let order = check.small(written.order.as_ref(), &format!("{field}.order")).unwrap_or(1);
     let (model, upstream) = (model?, upstream?);
+    let tokenizer = tokenizer.unwrap_or_else(|| tokenizer_of(upstream_model.as_deref().unwrap_or(&model), &upstream));
     Some(Deployment {
         id: id.unwrap_or_else(|| default_id(&model, upstream_model.as_deref().unwrap_or(&model), &upstream)),
         model,
@@ -179,12 +198,21 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
         wait,
         edge,
         reserve,
+        tokenizer,
         default_max_tokens,
         unreported,
         cached_input,
         weight: 1,
         order,
     })
+}
+
+/// Returns what a model is counted with that an upstream knows by this name: on Azure a name
+/// is whatever its owner called it.
+pub(in crate::config) fn tokenizer_of(upstream_model: &str, upstream: &Uri) -> Tokenizer {
+    let is_azure = upstream.host().is_some_and(|host| host.to_ascii_lowercase().ends_with(".azure.com"))
+        || upstream.path().contains("/openai/deployments/");
+    if is_azure { Tokenizer::Bytes } else { Tokenizer::of_model(upstream_model) }
 }
 
 /// Returns the id of a deployment that was given none.

@@ -11,6 +11,7 @@ mod openai_completions;
 mod openai_embeddings;
 mod openai_responses;
 mod other;
+mod plain;
 mod prompt;
 mod request;
 mod text;
@@ -30,13 +31,14 @@ pub use usage::{Report, Tally, Usage};
 
 use super::refusal;
 pub use super::refusal::Family;
+use super::tokenizer::Tokenizer;
 
 /// What one request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The name the caller uses for the model.
     pub model: String,
-    /// An upper bound of the prompt's tokens.
+    /// An upper bound of the prompt's tokens, its text by its bytes.
     pub prompt: u64,
     /// The largest output cap of one choice, if the request names one; zero where the
     /// API has no output.
@@ -106,6 +108,13 @@ pub trait Estimate: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Says what the caller has to mend. Nothing was charged or sent.
     fn call(&self, body: Bytes) -> Result<Call, BadRequest>;
+
+    /// Returns a bound of the prompt's tokens, no larger than the call's own, where a
+    /// tokenizer counts its text. By default it is the call's own.
+    fn prompt(&self, call: &Call, tokenizer: Tokenizer) -> u64 {
+        let _ = tokenizer;
+        call.prompt
+    }
 }
 
 /// Reads how much an answer used.

@@ -10,9 +10,11 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::fields::Fields;
+use super::plain::Saving;
 use super::prompt::Prompt;
 use super::text::TextBytes;
 use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, request};
+use crate::layer::tokenizer::Tokenizer;
 
 /// What the chat template adds to each message: role, separators and a name.
 const TOKENS_PER_MESSAGE: u64 = 8;
@@ -38,6 +40,13 @@ impl Estimate for OpenAiChat {
         let hide_usage = rewritten.is_some();
         let body = rewritten.unwrap_or_else(|| body.clone());
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body, hide_usage })
+    }
+
+    fn prompt(&self, call: &Call, tokenizer: Tokenizer) -> u64 {
+        let Ok(fields) = request::fields(&call.body) else { return call.prompt };
+        let mut saving = Saving::new(tokenizer);
+        saving.messages(fields.get("messages"));
+        saving.of(call.prompt)
     }
 }
 

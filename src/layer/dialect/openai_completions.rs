@@ -8,7 +8,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::openai_chat::{choices_bytes, chunk};
+use super::plain::Saving;
 use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, request};
+use crate::layer::tokenizer::Tokenizer;
 
 /// What a tokenizer adds to a text: where it begins and where it ends.
 const TOKENS_PER_TEXT: u64 = 2;
@@ -31,6 +33,13 @@ impl Estimate for OpenAiCompletions {
         let choices = output.choices.saturating_mul(texts.count);
         let body = rewritten.unwrap_or_else(|| body.clone());
         Ok(Call { model, prompt, cap: output.cap, choices, body, hide_usage })
+    }
+
+    fn prompt(&self, call: &Call, tokenizer: Tokenizer) -> u64 {
+        let Ok(fields) = request::fields(&call.body) else { return call.prompt };
+        let mut saving = Saving::new(tokenizer);
+        saving.texts(fields.get("prompt"));
+        saving.of(call.prompt)
     }
 }
 

@@ -6,7 +6,9 @@
 use bytes::Bytes;
 
 use super::openai_completions::Texts;
+use super::plain::Saving;
 use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, Tally, request};
+use crate::layer::tokenizer::Tokenizer;
 
 /// `POST /v1/embeddings`.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,13 @@ impl Estimate for OpenAiEmbeddings {
         let input = fields.get("input").ok_or_else(|| BadRequest::new("input", "'input' is required"))?;
         let prompt = Texts::of(input.get(), "input")?.tokens;
         Ok(Call { model, prompt, cap: Some(0), choices: 1, body: body.clone(), hide_usage: false })
+    }
+
+    fn prompt(&self, call: &Call, tokenizer: Tokenizer) -> u64 {
+        let Ok(fields) = request::fields(&call.body) else { return call.prompt };
+        let mut saving = Saving::new(tokenizer);
+        saving.texts(fields.get("input"));
+        saving.of(call.prompt)
     }
 }
 

@@ -9,9 +9,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fields::Fields;
+use super::plain::Saving;
 use super::prompt::{Prompt, UNSEEN_TOKENS};
 use super::text::TextBytes;
 use super::{BadRequest, Call, Dialect, Estimate, Event, ReadUsage, Report, request};
+use crate::layer::tokenizer::Tokenizer;
 
 /// What the template adds to each item: role, separators and a name.
 const TOKENS_PER_ITEM: u64 = 8;
@@ -34,6 +36,15 @@ impl Estimate for OpenAiResponses {
         let output = request::output(&fields, 1)?;
         let prompt = prompt(&fields, &model)?;
         Ok(Call { model, prompt, cap: output.cap, choices: output.choices, body: body.clone(), hide_usage: false })
+    }
+
+    fn prompt(&self, call: &Call, tokenizer: Tokenizer) -> u64 {
+        let Ok(fields) = request::fields(&call.body) else { return call.prompt };
+        let mut saving = Saving::new(tokenizer);
+        saving.texts(fields.get("instructions"));
+        saving.texts(fields.get("input"));
+        saving.messages(fields.get("input"));
+        saving.of(call.prompt)
     }
 }
 

@@ -8,6 +8,7 @@ mod failures;
 mod input;
 mod others;
 mod passage;
+mod prompts;
 mod refusals;
 mod routing;
 mod secured;
@@ -28,7 +29,7 @@ use super::credentials::Credentials;
 use super::proxy::Proxy;
 use super::stub::{Behaviour, Stub};
 use super::upstream::Client;
-use crate::config::{Bounds, Deployment, Flags, parse};
+use crate::config::{Bounds, Deployment, Flags, Tokenizer, parse};
 use crate::telemetry::Telemetry;
 
 /// A clock that stands still in the middle of a minute: windows never roll in a test.
