@@ -223,7 +223,7 @@ impl Page<'_> {
     fn table(&mut self, swept: &[(&Scenario, Summary)]) {
         self.body.push_str(
             "<h2>Every scenario</h2><table><tr><th>scenario</th><th>seeds</th><th>seeds/s</th><th>simulated s / s</th>\
-             <th>windows</th><th>violations</th><th>efficiency</th><th>wrongful, %</th><th>of bound</th>\
+             <th>windows</th><th>violations</th><th>efficiency</th><th>wrongly refused, %</th><th>of bound</th>\
              <th>what it is</th></tr>",
         );
         let number =
@@ -283,12 +283,12 @@ fn escaped(text: &str) -> String {
 const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>quotum, simulated</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #282c34; background: #fff; margin: 0 }
-main { max-width: 900px; margin: 0 auto; padding: 24px }
+main { max-width: 1080px; margin: 0 auto; padding: 24px }
 figure { margin: 12px 0; overflow-x: auto } svg { max-width: 100%; height: auto }
 code { background: #f2f3f5; padding: 1px 4px; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #e2e4e8; padding: 4px 8px; text-align: right; white-space: nowrap }
-td:first-child, th:first-child { text-align: left } td.text { text-align: left; white-space: normal; min-width: 220px }
+td:first-child, th:first-child { text-align: left } td.text { text-align: left; white-space: normal; min-width: 280px }
 .kept, .broken { padding: 8px 12px; border-left: 4px solid #009e73; background: #f1f9f6 }
 .broken { border-color: #d55e00; background: #fdf4ee }
 </style></head><body><main>";
