@@ -41,6 +41,8 @@
 //! | `two_lives_*` | 2 | all: every letter, early and late, a crash, a leave, a proof, giving up, looking again | exhausted |
 //! | `three_lives_*` | 3 | as each test says; of the searches with `newest`, only the newest letter of each sender is under way | exhausted |
 //! | `four_lives_*` | 4 | two members, two joiners, links cut as H1 and H2 want it | breadth-first, to a number of steps |
+//! | `three_lives_crash_*` | 3 | a crash, a leave, a proof and a newcomer that gives up; `wait` and `admit` | breadth-first, to a number of steps |
+//! | `everything_at_once_*` | 4 | three at once; every bound of [`EVERYTHING`] and every letter ever sent, three transfers | random walks, the same in every run |
 //! | `without_*`, `a_*`, `admit_*` | 2-3 | the rule without one clause: a violation must be found | to the first violation |
 //!
 //! Each scenario of docs/algorithm.md section 7 must be reached by a search: H1 and H2 by `four_lives_*`, H3, H4, H5,
@@ -56,14 +58,16 @@ mod model {
     pub mod facts;
     pub mod fleet;
     pub mod replica;
+    pub mod walk;
 }
 
 use std::time::Instant;
 
 use model::calm;
 use model::facts::{self, Fact};
-use model::fleet::{Bounds, Fleet};
+use model::fleet::{Action, Bounds, Fleet, State};
 use model::replica::{Removed, Rule};
+use model::walk::walk;
 use quotum::ledger::FirstWindow::{self, Admit, Wait};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
@@ -135,6 +139,12 @@ const CROSSED: Bounds = Bounds {
     ..TWO
 };
 
+/// Two have joined, and a third comes while one crashes and one leaves.
+const JOINT: Bounds = Bounds { leaves: 1, newest: true, old_letters: false, ..NEWCOMER };
+
+/// All of it at once: three run, of four lives, and every letter ever sent.
+const EVERYTHING: Bounds = Bounds { lives: 4, alive: 3, crashes: 2, leaves: 1, proofs: 3, gifts: 3, ..TWO };
+
 fn rule(first_window: FirstWindow, clocks: [i64; 4]) -> Rule {
     Rule { first_window, removed: Removed::Nothing, clocks }
 }
@@ -183,6 +193,19 @@ fn holds(name: &str, rule: Rule, bounds: Bounds, until: Until) {
     }
 }
 
+/// Walks at random, and expects every invariant to hold and everything in `reaches` to happen.
+fn holds_on_walks(name: &str, rule: Rule, bounds: Bounds, steps: usize) {
+    let begin = Instant::now();
+    let walked = match walk(rule, bounds, 4, steps) {
+        Ok(walked) => walked,
+        Err(found) => panic!("{name}: {}", story(&found.0, found.1, &found.2)),
+    };
+    println!("{name}: {walked:?}; {:?}", begin.elapsed());
+    for fact in bounds.reaches {
+        assert!(walked.reached.contains(fact.name()), "{name}: {fact:?} was never reached");
+    }
+}
+
 /// Searches the rule without a clause, and expects an invariant to fail.
 fn fails(removed: Removed, rule: Rule, bounds: Bounds) {
     let rule = Rule { removed, ..rule };
@@ -204,27 +227,31 @@ fn broken(checker: &impl Checker<Fleet>) -> Vec<&'static str> {
 /// Returns how the first invariant that does not hold was broken.
 fn violation(checker: &impl Checker<Fleet>) -> Option<String> {
     let name = *broken(checker).first()?;
-    let path = checker.discovery(name)?;
+    Some(story(checker.model(), name, &checker.discovery(name)?.into_vec()))
+}
+
+/// What happened, and what everybody was at its end.
+fn story(fleet: &Fleet, name: &str, path: &[(State, Option<Action>)]) -> String {
     let mut text = format!("not so: {name}");
-    for (state, action) in path.clone().into_vec() {
+    for (state, action) in path {
         if let Some(action) = action {
             text += &format!("\n  at {}: {action:?}", state.time);
         }
     }
-    let last = path.into_states().pop().expect("a path has a state");
-    let mut book = checker.model().book();
-    if facts::is_liveness(name) {
-        let (how, calmed) = calm::example(&checker.model().rule, &mut book, &last.living())?;
+    let (last, _) = path.last().expect("a path has a state");
+    let mut book = fleet.book();
+    let example = calm::example(&fleet.rule, &mut book, &last.living());
+    if let Some((how, calmed)) = example.filter(|_| facts::is_liveness(name)) {
         text += &format!("\nafter {how}");
         calmed.into_iter().for_each(|replica| text += &format!("\n{}", book.describe(replica)));
-        return Some(text);
+        return text;
     }
     for life in 0..usize::from(last.started) {
         let process = &last.processes[life];
         let what = if process.alive { book.describe(process.replica) } else { format!("{process:#?}") };
         text += &format!("\n{what}");
     }
-    Some(text)
+    text
 }
 
 #[test]
@@ -325,6 +352,72 @@ fn four_lives_two_crashes_and_two_joiners_h2() {
 fn three_transfers_among_three_holders() {
     let bounds = Bounds { cold: 3, warm: 3, gifts: 3, leaves: 1, newest: true, ..NEWCOMER };
     holds("three transfers", rule(Wait, FAST_FIRST), bounds, Until::Exhausted { states: 9_000 });
+}
+
+#[test]
+fn three_lives_crash_leave_and_newcomer_wait() {
+    let reaches = &[Fact::NewcomerWithoutEntitlement];
+    let steps = if is_full() { 15_000_000 } else { 1_000_000 };
+    holds("three lives, all", rule(Wait, FAST_FIRST), Bounds { reaches, ..JOINT }, Until::Steps(steps));
+}
+
+#[test]
+fn three_lives_crash_leave_and_newcomer_admit() {
+    let reaches = &[Fact::Excepted];
+    let steps = if is_full() { 15_000_000 } else { 1_000_000 };
+    holds("three lives, all, admit", rule(Admit, FAST_FIRST), Bounds { reaches, ..JOINT }, Until::Steps(steps));
+}
+
+#[test]
+fn everything_at_once_wait() {
+    let reaches = &[
+        Fact::LaterWindowFirst,
+        Fact::Restarted,
+        Fact::SilentAtColdStart,
+        Fact::RestartedAlone,
+        Fact::NewcomerWithoutEntitlement,
+        Fact::GoneAtStart,
+        Fact::GaveUpOnHolder,
+    ];
+    let steps = if is_full() { 2_000_000 } else { 60_000 };
+    holds_on_walks("everything, wait", rule(Wait, FAST_FIRST), Bounds { reaches, ..EVERYTHING }, steps);
+}
+
+#[test]
+fn everything_at_once_admit() {
+    let reaches = &[
+        Fact::LaterWindowFirst,
+        Fact::Restarted,
+        Fact::Excepted,
+        Fact::SilentAtColdStart,
+        Fact::NewcomerWithoutEntitlement,
+        Fact::OnlyWitnessDied,
+    ];
+    let steps = if is_full() { 2_000_000 } else { 60_000 };
+    holds_on_walks("everything, admit", rule(Admit, SLOW_FIRST), Bounds { reaches, ..EVERYTHING }, steps);
+}
+
+#[test]
+fn walks_notice_what_is_removed() {
+    for removed in [
+        Removed::Acks,
+        Removed::Floor,
+        Removed::Entitlement,
+        Removed::LeavingStops,
+        Removed::Listing,
+        Removed::Debit,
+        Removed::Repetition,
+        Removed::Telling,
+        Removed::Goodbye,
+        Removed::Forgetting,
+        Removed::Echo,
+    ] {
+        let rule = Rule { removed, ..rule(Wait, FAST_FIRST) };
+        let Err(found) = walk(rule, EVERYTHING, 4, 60_000) else {
+            panic!("{removed:?} is removed and nobody noticed");
+        };
+        assert_eq!(facts::is_liveness(found.1), removed.only_blocks(), "{removed:?} broke {:?}", found.1);
+    }
 }
 
 #[test]
