@@ -291,6 +291,83 @@ async fn strangers_are_counted_and_never_answered() {
     assert!(!other.status().has_share && !another.status().has_share);
 }
 
+/// What a pod tells the world, as somebody records it who is listed and has no key.
+#[tokio::test]
+async fn recordings_and_forgeries_are_counted_and_never_answered() {
+    let (tap, tap_addr) = bound(Ipv4Addr::LOCALHOST);
+    tap.set_nonblocking(true).unwrap();
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let (other, other_addr) = bound(Ipv4Addr::LOCALHOST);
+    let seeds = Seeds::Static(vec![addr, other_addr, tap_addr]);
+    let mut fleet = Vec::new();
+    for (node, (socket, addr)) in [(socket, addr), (other, other_addr)].into_iter().enumerate() {
+        let limiter = limiter();
+        let net = TestNet::new(socket, Vec::new());
+        fleet.push(Cluster::join(&limiter, config(seeds.clone(), addr, node), net).await.unwrap());
+    }
+    let record = || {
+        let mut recorded = vec![0; 1_200];
+        let (length, from) = tap.recv_from(&mut recorded).ok()?;
+        Some((recorded[..length].to_vec(), from))
+    };
+    let frame = Mutex::new(Vec::new());
+    until("the tap hears the first pod", || {
+        let found = std::iter::from_fn(record).find(|(_, from)| *from == addr);
+        found.map(|(recorded, _)| *frame.lock().unwrap() = recorded).is_some()
+    })
+    .await;
+    let frame = frame.into_inner().unwrap();
+    // From an address that no list names, so that whatever came back would be an answer.
+    let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    stranger.send_to(&frame, addr).unwrap();
+    for forge in [frame.len() - 1, 16, 50] {
+        // The last byte is the seal's, the 17th the sender's, the 51st the time's.
+        let mut forged = frame.clone();
+        forged[forge] ^= 1;
+        stranger.send_to(&forged, other_addr).unwrap();
+    }
+    stranger.send_to(&frame[..frame.len() / 2], other_addr).unwrap();
+    let rejected = |pod: usize, reason: &str| fleet[pod].stats().frames_rejected[reason];
+    until("the pod knows its own frame", || rejected(0, "own") == 1).await;
+    until("forgeries and a torn frame are found", || rejected(1, "seal") + rejected(1, "truncated") == 4).await;
+    // Both have sent for a while since then, and nothing of it to the stranger.
+    let sent = |pod: usize| fleet[pod].stats().frames_sent;
+    let before = [sent(0), sent(1)];
+    until("both went on", || sent(0) > before[0] + 20 && sent(1) > before[1] + 20).await;
+    assert_eq!(stranger.recv_from(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn keys_are_changed_step_by_step_while_the_fleet_runs() {
+    let fleet = fleet(3).await;
+    let key = |byte: u8| format!("{byte:02x}").repeat(32);
+    let (old, new) = (key(7), key(9));
+    // Each pod takes each step on its own, in another order.
+    for (step, ring) in [format!("{old}\n{new}"), format!("{new}\n{old}"), new.clone()].into_iter().enumerate() {
+        for pod in 0..3 {
+            let (_, cluster) = &fleet[(pod + step) % 3];
+            cluster.rekey(KeyRing::parse(&ring).unwrap()).unwrap();
+            let received: Vec<u64> = fleet.iter().map(|(_, cluster)| cluster.stats().frames_received).collect();
+            until("everybody still hears the others", || {
+                fleet.iter().zip(&received).all(|((_, cluster), before)| cluster.stats().frames_received > before + 8)
+            })
+            .await;
+        }
+    }
+    for (limiter, cluster) in &fleet {
+        let rejected = cluster.stats().frames_rejected;
+        assert_eq!((rejected["key"], rejected["seal"], rejected["unsealed"]), (0, 0, 0));
+        assert!(limiter.status().peers.iter().all(|peer| peer.reachable));
+    }
+    // The old key opens nothing any more.
+    let (socket, addr) = bound(Ipv4Addr::LOCALHOST);
+    let seeds = Seeds::Static(vec![addr, fleet[0].1.advertise()]);
+    let outsider = Cluster::join(&limiter(), config(seeds, addr, 9), TestNet::new(socket, Vec::new())).await.unwrap();
+    until("the old key is refused", || fleet[0].1.stats().frames_rejected["key"] > 0).await;
+    assert!(outsider.rekey(KeyRing::unkeyed()).is_err(), "nobody is left without a key by mistake");
+}
+
 #[tokio::test]
 async fn a_directory_of_ones_own_lists_fails_and_proves() {
     let sockets = [bound(Ipv4Addr::LOCALHOST), bound(Ipv4Addr::LOCALHOST)];

@@ -541,3 +541,37 @@ fn a_full_disk_for_the_log_stops_nothing() {
     until("it has stopped", || pod.child.try_wait().unwrap().is_some());
     assert_eq!(pod.child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn the_key_is_rotated_while_the_pods_serve_and_is_shown_nowhere() {
+    let fleet = Fleet::start(&[LIMIT; 3]);
+    let (old, new) = ("5a".repeat(32), "c3".repeat(32));
+    let steps = [format!("{old}\n{new}\n"), format!("{new}\n{old}\n"), format!("{new}\n")];
+    let told = |number: usize| fleet.log(number).matches("the key file changed").count();
+    for (step, keys) in (1..).zip(&steps) {
+        fleet.folder.write("key", keys);
+        for (number, pod) in fleet.pods.iter().enumerate() {
+            // Those that were not told yet may look by themselves: any order must do.
+            pod.signal("HUP");
+            until("it reads the file again", || told(number) == step);
+            assert!(pod.serves());
+            fleet.until_it_reaches(pod, 2);
+        }
+    }
+    fleet.folder.write("key", "no key\n");
+    fleet.pods[0].signal("HUP");
+    until("a wrong file is named", || fleet.log(0).contains("line 1 of the key file is not 64 hex digits"));
+    fleet.until_it_reaches(&fleet.pods[0], 2);
+    for (number, pod) in fleet.pods.iter().enumerate() {
+        for reason in ["key", "seal", "unsealed"] {
+            assert_eq!(pod.metric(&format!(r#"quotum_frames_rejected_total{{reason="{reason}"}}"#)), 0.0, "{reason}");
+        }
+        let shown = ["/status", "/metrics"].map(|path| ask(pod.addr("admin"), "GET", path, "", ""));
+        for text in shown.iter().chain([&fleet.log(number)]) {
+            assert!(!text.contains(&old) && !text.contains(&new) && !text.contains("no key\\n"), "{text}");
+        }
+    }
+    fleet.exhaust();
+    let count = fleet.upstreams_count();
+    assert!((LIMIT * 97 / 100..=LIMIT).contains(&count), "{count}");
+}

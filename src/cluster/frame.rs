@@ -64,7 +64,8 @@ impl KeyRing {
     /// lines and lines that start with `#` are skipped.
     ///
     /// To rotate: add the new key as the last line on every pod, then move it to the
-    /// front on every pod, then remove the old one.
+    /// front on every pod, then remove the old one. Pods that run take each step with
+    /// [`Cluster::rekey`](super::Cluster::rekey).
     ///
     /// # Errors
     /// Names the line and what is wrong with it, and never what stands there.
@@ -165,6 +166,11 @@ impl Frames {
     pub fn new(keys: KeyRing, cluster: &str, me: ReplicaId) -> Self {
         // The hash that names limits on the wire; any hash that every release shares would do.
         Self { keys, cluster: LimitId::of(cluster).bits(), me }
+    }
+
+    /// Seals and opens with these keys from now on.
+    pub fn rekey(&mut self, keys: KeyRing) {
+        self.keys = keys;
     }
 
     /// Returns a sealed frame.

@@ -5,7 +5,7 @@
 //! every datagram either something authentic comes out or the reason why not.
 
 use super::fragment::{Assembled, Assembler, Kind};
-use super::frame::{Frames, Rejected};
+use super::frame::{Frames, KeyRing, Rejected};
 use super::wire;
 use crate::ledger::{Contact, Message, Timestamp};
 
@@ -20,6 +20,11 @@ impl Inbox {
     /// Returns an empty inbox.
     pub fn new(frames: Frames) -> Self {
         Self { frames, assembler: Assembler::default() }
+    }
+
+    /// Opens with these keys from now on.
+    pub fn rekey(&mut self, keys: KeyRing) {
+        self.frames.rekey(keys);
     }
 
     /// Takes a datagram; the buffer is overwritten.
@@ -67,7 +72,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::frame::KeyRing;
     use super::super::outbox::Outbox;
     use super::*;
     use crate::ledger::{Member, ReplicaId, RosterMessage, Slot, Target, Transmit};

@@ -10,6 +10,7 @@
 //! clock, no randomness of their own. The simulator drives a ledger with them alone.
 
 mod blockers;
+mod complaints;
 pub mod discovery;
 pub mod fragment;
 pub mod frame;
@@ -27,7 +28,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use self::discovery::{Discovery, SeedError, Seeds};
@@ -182,6 +183,15 @@ pub enum JoinError {
     Randomness(getrandom::Error),
 }
 
+/// Why the keys stayed as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RekeyError {
+    /// The new ring has no key.
+    #[error("a cluster that has a key is not left without one while it runs; restart the pods for that")]
+    Unkeyed,
+}
+
 /// A pod's part in a fleet: the task that gossips for its [`Limiter`].
 ///
 /// Dropping it ends the task at once: the limiter admits nothing more, and what it held is
@@ -192,6 +202,7 @@ pub struct Cluster {
     advertise: SocketAddr,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    keys: watch::Sender<KeyRing>,
     task: JoinHandle<()>,
 }
 
@@ -229,6 +240,7 @@ impl Cluster {
         let identity = Identity { cluster: config.cluster.clone(), me, slot };
         let shared = Arc::new(Shared::default());
         let (commands, received) = mpsc::channel(COMMANDS);
+        let (keys, changed) = watch::channel(config.keys);
         let run = Run::<N>::new(run::Parts {
             limiter: limiter.clone(),
             interval: config.interval,
@@ -239,10 +251,24 @@ impl Cluster {
             membership: Membership::start(identity, config.interval).await,
             asking: Asking::new(discovery),
             commands: received,
+            keys: changed,
             shared: Arc::clone(&shared),
         });
         let task = tokio::spawn(run.run());
-        Ok(Self { me, local_addr, advertise, shared, commands, task })
+        Ok(Self { me, local_addr, advertise, shared, commands, keys, task })
+    }
+
+    /// Seals and opens with these keys from now on. Nothing is lost if every pod opens with a
+    /// key before any pod seals with it: see [`KeyRing::parse`].
+    ///
+    /// # Errors
+    /// If the ring has no key and the one in force does: nothing changed.
+    pub fn rekey(&self, keys: KeyRing) -> Result<(), RekeyError> {
+        if self.keys.borrow().is_keyed() && !keys.is_keyed() {
+            return Err(RekeyError::Unkeyed);
+        }
+        self.keys.send_replace(keys);
+        Ok(())
     }
 
     /// Begins to leave: the limiter admits nothing more, and hands its rights over at every

@@ -12,14 +12,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::blockers::Blockers;
+use super::complaints::Complaints;
 use super::discovery::{Answer, Asking, Unanswered};
-use super::frame::{Frames, MAX_DATAGRAM, Nonce, Rejected};
+use super::frame::{Frames, KeyRing, MAX_DATAGRAM, Nonce, Rejected};
 use super::inbox::{Content, Inbox};
 use super::membership::{Event, INTERVALS, Membership};
 use super::outbox::{Outbox, Parcel};
@@ -57,6 +58,7 @@ pub(crate) struct Parts<N: Net> {
     pub(crate) membership: Membership,
     pub(crate) asking: Asking,
     pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) keys: watch::Receiver<KeyRing>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -66,6 +68,7 @@ pub(crate) struct Run<N: Net> {
     outbox: Outbox,
     nonces: Nonces,
     blockers: Blockers,
+    complaints: Complaints,
     next_tick: Instant,
     ticks: u32,
     /// Who waits for us to have left; `Some` once we are to go as soon as we have.
@@ -80,6 +83,7 @@ pub(crate) struct Run<N: Net> {
 /// Why the loop woke up.
 enum Wake {
     Command(Option<Command>),
+    Keys,
     Work,
     Deadline,
     Directory(Result<Answer, Unanswered>),
@@ -94,6 +98,7 @@ impl<N: Net> Run<N> {
             outbox: Outbox::new(),
             nonces: Nonces::new(),
             blockers: Blockers::default(),
+            complaints: Complaints::default(),
             next_tick: Instant::now(),
             ticks: 0,
             leaving: None,
@@ -117,6 +122,7 @@ impl<N: Net> Run<N> {
                 Wake::Command(Some(Command::HandOver)) => self.hand_over(),
                 Wake::Command(Some(Command::Leave(done))) => self.leave(done),
                 Wake::Command(None) => return,
+                Wake::Keys => self.rekey(),
                 Wake::Work => {}
                 Wake::Deadline => self.parts.limiter.with_ledger(|ledger, now| ledger.handle_timeout(now)),
                 Wake::Directory(answer) => self.directory(answer),
@@ -137,6 +143,7 @@ impl<N: Net> Run<N> {
         tokio::select! {
             biased;
             command = parts.commands.recv() => Wake::Command(command),
+            Ok(()) = parts.keys.changed() => Wake::Keys,
             () = poll_fn(|cx| parts.limiter.poll_work(cx)) => Wake::Work,
             () = tokio::time::sleep_until(deadline) => Wake::Deadline,
             answer = parts.asking.next(|| parts.limiter.now()) => Wake::Directory(answer),
@@ -278,23 +285,21 @@ impl<N: Net> Run<N> {
                 }
                 Content::Chitchat(_) => Err(Rejected::Payload),
             });
-        let first = self.parts.shared.with(|stats| match &received {
+        self.parts.shared.with(|stats| match &received {
             Ok(_) => {
                 stats.frames_received += 1;
                 stats.bytes_received += length as u64;
-                false
             }
-            Err(rejected) => {
-                let count = stats.frames_rejected.entry(rejected.reason()).or_default();
-                *count += 1;
-                *count == 1
-            }
+            Err(rejected) => *stats.frames_rejected.entry(rejected.reason()).or_default() += 1,
         });
-        match &received {
-            // Once for each reason: a wrong key must not be silent, and a flood must not fill the log.
-            Err(rejected) if first => warn!(%from, %rejected, "a frame was thrown away; further ones are only counted"),
-            Err(rejected) => debug!(%from, %rejected, "a frame was thrown away"),
-            Ok(_) => {}
+        if let Err(rejected) = &received {
+            // A wrong key must not be silent, and a flood must not fill the log.
+            match self.complaints.note(rejected.reason(), Instant::now()) {
+                Some(times) => {
+                    warn!(%from, %rejected, times, "a frame was thrown away; counted, and said once a minute")
+                }
+                None => debug!(%from, %rejected, "a frame was thrown away"),
+            }
         }
         let (contact, messages) = received.ok()?;
         self.outbox.heard(contact.from, contact.sent_at);
@@ -362,6 +367,13 @@ impl<N: Net> Run<N> {
                 debug!(to = %parcel.to, %error, "sending failed");
             }
         }
+    }
+
+    fn rekey(&mut self) {
+        let keys = self.parts.keys.borrow_and_update().clone();
+        debug!(?keys, "the keys of the fleet changed: the first one seals, all of them open");
+        self.parts.frames.rekey(keys.clone());
+        self.parts.inbox.rekey(keys);
     }
 
     fn hand_over(&mut self) {

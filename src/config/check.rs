@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use quotum::cluster::{KeyRing, Seeds};
@@ -197,6 +198,7 @@ impl Check<'_> {
             file.key_file,
             "gossip.key_file",
         );
+        let path = key_file.as_ref().map(|setting| PathBuf::from(&setting.text));
         let keys = key_file.and_then(|setting| self.keys(&setting)).unwrap_or_else(KeyRing::unkeyed);
         let seeds = self.seeds(file.seeds, flags, listen, advertise);
         if seeds != Seeds::Alone
@@ -221,6 +223,7 @@ impl Check<'_> {
             seeds,
             interval: self.duration(file.interval, "gossip.interval", ms(100), (ms(10), ms(10_000))),
             keys,
+            key_file: path,
             insecure: file.insecure,
             absent_for: self.duration(file.absent_for, "gossip.absent_for", ms(300_000), (ms(60_000), day)),
             on_silence: self.choice(

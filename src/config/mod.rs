@@ -64,6 +64,8 @@ pub(crate) struct Gossip {
     pub(crate) seeds: Seeds,
     pub(crate) interval: Duration,
     pub(crate) keys: KeyRing,
+    /// Where they stand; read again on change.
+    pub(crate) key_file: Option<PathBuf>,
     pub(crate) insecure: bool,
     pub(crate) absent_for: Duration,
     pub(crate) on_silence: OnSilence,

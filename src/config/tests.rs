@@ -407,3 +407,21 @@ fn how_long_ending_may_take_is_set_by_file_and_environment() {
     assert!(told.contains("proxy.linger: `2h` is out of range"), "{told}");
     assert!(told.contains("proxy.drain: `1ms` is out of range"), "{told}");
 }
+
+#[test]
+fn whatever_stands_in_a_file_is_understood_or_refused_with_a_place() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/config");
+    let mut paths: Vec<_> = std::fs::read_dir(&corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 10);
+    for path in paths {
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        // The whole of it, and beginnings of it: a file that is being written.
+        for end in (0..=text.len()).rev().step_by(11).filter(|end| text.is_char_boundary(*end)) {
+            match read(&text[..end]) {
+                Ok(config) => assert!(!config.deployments.is_empty(), "{}", path.display()),
+                Err(error) => assert!(error.problems.iter().all(|problem| !problem.place.is_empty())),
+            }
+        }
+    }
+}

@@ -106,7 +106,7 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
     let credentials = Arc::new(credentials::Credentials::new(&config.proxy.credentials));
     let certified = config.proxy.tls.as_ref().map(|tls| tls.certified.clone());
     let tls = certified.map(tls::Tls::new).transpose()?.map(Arc::new);
-    let files = reread::Files::new(&config.proxy, &credentials, tls.as_ref());
+    let files = reread::Files::new(&config, cluster.as_ref(), &credentials, tls.as_ref());
     let upstream_tls = tls::client(&config.proxy.upstream_ca)?;
     let client = move |timeouts| upstream::Client::tcp(timeouts, upstream_tls.clone());
     let mut clients = Vec::new();

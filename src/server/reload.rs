@@ -186,6 +186,7 @@ fn fixed(running: &Config, read: &Config) -> Vec<&'static str> {
         ("gossip.advertise", a.advertise != b.advertise),
         ("gossip.seeds", a.seeds != b.seeds),
         ("gossip.interval", a.interval != b.interval),
+        ("gossip.key_file", a.key_file != b.key_file),
         ("gossip.insecure", a.insecure != b.insecure),
         ("gossip.absent_for", a.absent_for != b.absent_for),
         ("gossip.on_silence", a.on_silence != b.on_silence),

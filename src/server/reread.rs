@@ -1,4 +1,4 @@
-//! The files that are read again while a pod serves: credentials and certificates.
+//! The files that are read again while a pod serves: keys, credentials and certificates.
 //!
 //! Knows when to look and whether something changed. Must not know what stands in them.
 //! The invariant it keeps: what cannot be used changes nothing and is said once; what
@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::credentials::Credentials;
 use super::tls::Tls;
 use crate::config::named::{self, FileError};
-use crate::config::{Proxy, Tls as TlsFiles};
+use crate::config::{Config, Tls as TlsFiles};
+use quotum::cluster::{Cluster, KeyRing};
 
 /// How often to look. Kubernetes itself takes up to a minute to bring a changed secret.
 const EVERY: Duration = Duration::from_secs(5);
@@ -46,8 +47,30 @@ impl fmt::Debug for Files {
 
 impl Files {
     /// Returns the files that `config` names, and puts what stands in them now into force.
-    pub(crate) fn new(config: &Proxy, credentials: &Arc<Credentials>, tls: Option<&Arc<Tls>>) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &Config,
+        cluster: Option<&Arc<Cluster>>,
+        credentials: &Arc<Credentials>,
+        tls: Option<&Arc<Tls>>,
+    ) -> Arc<Self> {
         let mut watched = Vec::new();
+        if let (Some(path), Some(cluster)) = (config.gossip.key_file.clone(), cluster.cloned()) {
+            let read = path.clone();
+            watched.push(Watched {
+                what: "key file",
+                read: Box::new(move || Ok(vec![named::read(&read)?])),
+                apply: Box::new(move |found| {
+                    let found = found.first().map(Vec::as_slice).unwrap_or_default();
+                    let unusable = |why: String| FileError::unusable(&path, why);
+                    let keys = KeyRing::parse(&String::from_utf8_lossy(found));
+                    cluster
+                        .rekey(keys.map_err(|error| unusable(error.to_string()))?)
+                        .map_err(|error| unusable(error.to_string()))
+                }),
+                last: None,
+            });
+        }
+        let config = &config.proxy;
         if let Some(path) = config.credentials_file.clone() {
             let (credentials, fixed) = (credentials.clone(), config.fixed_credentials.clone());
             let read = path.clone();

@@ -88,13 +88,13 @@ impl Port {
         let (chain, key, certificate) = made();
         folder.swap("first", &[("chain", &chain), ("key", &key)]);
         let text = format!("tls: {{ certificate: '{}', key: '{}' }}", folder.path("chain"), folder.path("key"));
-        let config = config(&text).unwrap().proxy;
-        let tls = Arc::new(Tls::new(config.tls.clone().unwrap().certified).unwrap());
-        let files = Files::new(&config, &Arc::new(Credentials::new(&[])), Some(&tls));
+        let config = config(&text).unwrap();
+        let tls = Arc::new(Tls::new(config.proxy.tls.clone().unwrap().certified).unwrap());
+        let files = Files::new(&config, None, &Arc::new(Credentials::new(&[])), Some(&tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let door = Door { tls: Some(tls), bounds: config.bounds };
+        let door = Door { tls: Some(tls), bounds: config.proxy.bounds };
         let serving = tokio::spawn(listen::serve(listener, router, door, stopped));
         Self { at, certificate, files, stop, serving, folder }
     }
@@ -284,11 +284,11 @@ async fn new_credentials_count_at_once_and_an_emptied_file_opens_nothing() {
     let folder = Folder::new();
     folder.swap("0", &[("credentials", "one\n# two\n")]);
     let path = folder.path("credentials");
-    let mut config = config(&format!("credentials_file: '{path}'")).unwrap().proxy;
+    let mut config = config(&format!("credentials_file: '{path}'")).unwrap();
     // A master key of LiteLLM's stands in no file that is read again.
-    config.fixed_credentials = vec![crate::config::Secret::new("fixed")];
-    let credentials = Arc::new(Credentials::new(&config.credentials));
-    let files = Files::new(&config, &credentials, None);
+    config.proxy.fixed_credentials = vec![crate::config::Secret::new("fixed")];
+    let credentials = Arc::new(Credentials::new(&config.proxy.credentials));
+    let files = Files::new(&config, None, &credentials, None);
     let accepts = |credential: &str| {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", credential.parse().unwrap());
