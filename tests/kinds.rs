@@ -10,7 +10,7 @@ use fleet::storm::{Storm, step};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use quotum::ledger::{Directory, RosterSettings, WindowKind, Zone};
-use quotum::{Claim, Denied, Mode, Quota, Unit};
+use quotum::{Claim, Denied, Margin, Mode, Portion, Quota, Unit};
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
@@ -214,11 +214,47 @@ fn a_day_that_comes_at_once_is_there_at_midnight() {
 fn a_request_that_has_not_vested_is_told_when_it_will_have() {
     let fleet = Fleet::joined(Quota::tokens(144_000).per_day(Zone::UTC), START + 1_000, 1);
     match fleet.pods[0].handle.try_acquire(Claim::tokens(37_500)) {
-        Err(Denied::Exhausted { retry_after, .. }) => {
+        Err(denied @ Denied::Exhausted { retry_after, .. }) => {
             assert_eq!(retry_after.as_secs(), 598, "the second instalment brings it to 37,500");
+            assert!(denied.to_string().contains("36750 have vested so far"), "{denied}");
         }
         other => panic!("{other:?}"),
     }
+    fleet.pods[0].clock.set(START + DAY - 1_000);
+    assert_eq!(fleet.pods[0].handle.standings()[0].vested, 144_000, "all of it");
+}
+
+#[test]
+fn what_comes_at_once_or_without_rights_does_not_speak_of_vesting() {
+    let day = Quota::tokens(144_000).per_day(Zone::UTC);
+    let sum = Mode::Sum { margin: Margin::Fixed(Portion::percent(5)) };
+    for (quota, mode) in [
+        (day.at_once(), Mode::Strict),
+        (day, sum),
+        (Quota::tokens(144_000).per_minute(), Mode::Strict),
+        (Quota::tokens(144_000).per_minute().sliding(), Mode::Strict),
+        (Quota::tokens(144_000).per_minute().bucket(144_000), Mode::Strict),
+    ] {
+        let fleet = Fleet::joined_in(mode, quota, START + 1_000, 1);
+        fleet.pods[0].drain(1_000);
+        let denied = fleet.pods[0].handle.try_acquire(Claim::tokens(20_000)).expect_err("drained");
+        assert_eq!(denied.standing().vested, denied.standing().limit, "{quota}");
+        assert!(!denied.to_string().contains("vest"), "{denied}");
+    }
+}
+
+#[test]
+fn what_has_not_vested_is_kept_by_no_silent_peer() {
+    let mut fleet = Fleet::joined(Quota::tokens(144_000).per_day(Zone::UTC), START + 1_000, 2);
+    touch(&fleet);
+    fleet.run(3);
+    fleet.kill(1);
+    fleet.run(100);
+    // Of what has vested the silent one holds half; nobody holds what comes later.
+    assert_eq!(fleet.pods[0].drain(1) + 2, 36_750 / 2 + 1);
+    let refused = |tokens| fleet.pods[0].handle.try_acquire(Claim::tokens(tokens)).expect_err("drained");
+    assert!(matches!(refused(1_000), Denied::Unreachable { .. }), "{:?}", refused(1_000));
+    assert!(matches!(refused(19_000), Denied::Exhausted { .. }), "{:?}", refused(19_000));
 }
 
 #[test]

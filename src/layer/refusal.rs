@@ -135,7 +135,8 @@ pub fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, fami
         ),
         _ => format!(
             "Rate limit reached for {model} (deployment {deployment}) on {on}: Limit {limit}, Used {used}, Requested \
-             {requested}. Please try again in {}.",
+             {requested}{}. Please try again in {}.",
+            standing.vesting(),
             go_duration(denied.retry_after().unwrap_or_default())
         ),
     };
@@ -299,6 +300,28 @@ fn go_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Clock, Limiter, Quota, Timestamp};
+
+    /// Twenty minutes into a window of an hour.
+    struct Third;
+
+    impl Clock for Third {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_unix_ms(500_000 * 3_600_000 + 1_200_000)
+        }
+    }
+
+    #[test]
+    fn a_limit_that_vests_says_so() {
+        let hour = Quota::tokens(100_000).per(Duration::from_secs(3_600));
+        let limiter = Limiter::builder().clock(Third).deployment("d", [hour]).build().unwrap();
+        let claim = Claim::tokens(90_000);
+        let refused = limiter.handle("d").unwrap().try_acquire(claim).unwrap_err();
+        let message = denied(&refused, "m", "d", claim, Family::OpenAi).message;
+        // A quarter, and three of the six parts of the rest.
+        assert!(message.contains("Limit 100000, Used 0, Requested 90000; of the limit 62500 have vested"), "{message}");
+        assert!(message.ends_with("comes in instalments. Please try again in 30m0s."), "{message}");
+    }
 
     #[test]
     fn durations_are_written_as_openai_writes_them() {

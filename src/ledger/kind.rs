@@ -167,11 +167,21 @@ impl Slices {
 
     /// Returns the instalment of a running slice that was dealt last.
     pub(crate) fn latest_instalment(&self, slice: Window, now: Timestamp) -> Window {
+        self.instalment_of(slice, self.latest(slice, now))
+    }
+
+    /// Returns what has been dealt of a running slice, over all replicas; what can be full
+    /// at once where it is not dealt in instalments.
+    pub(crate) fn vested_at(&self, slice: Window, now: Timestamp) -> u64 {
+        if self.instalments == 1 { self.most() } else { self.vested(self.latest(slice, now) + 1) }
+    }
+
+    fn latest(&self, slice: Window, now: Timestamp) -> u32 {
         // A cut is rounded down, so the proportion can be one short of the truth.
         let passed = u128::from(now.since(slice.start()).as_millis() as u64) * u128::from(self.instalments);
         let index = (passed / slice.length().as_millis().max(1)) as u32;
-        let later = self.instalment_of(slice, (index + 1).min(self.instalments - 1));
-        if later.start() <= now { later } else { self.instalment_of(slice, index.min(self.instalments - 1)) }
+        let later = (index + 1).min(self.instalments - 1);
+        if self.instalment_of(slice, later).start() <= now { later } else { index.min(self.instalments - 1) }
     }
 
     /// Returns when `amount` is dealt beyond what is used: with an instalment of this slice,

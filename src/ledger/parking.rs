@@ -217,6 +217,7 @@ impl Ledger {
             window_start: window.start(),
             window_end: window.end(),
             limit,
+            vested: if state.mode_in(window).has_rights() { slices.vested_at(window, now) } else { limit },
             used,
             margin_reachable,
             margin_unreachable: margin - margin_reachable,
@@ -378,7 +379,7 @@ impl Ledger {
         let in_time = standing.spendable + standing.margin_reachable;
         let why = if self.roster.is_leaving() {
             Some(Obstacle::Leaving)
-        } else if standing.remaining() < amount
+        } else if standing.vested.saturating_sub(standing.used) < amount
             || in_time >= amount
             || !self.attached
             || !self.keys[key].mode_in(window_of(&self.keys[key], now)).has_rights()

@@ -429,6 +429,9 @@ pub struct Standing {
     /// What that window lets through, over all replicas: the quota's amount; a slice's part
     /// of it in a sliding window; what can be full at once in a bucket.
     pub limit: u64,
+    /// What of the limit has been dealt by now, over all replicas: all of it, but in a long
+    /// window that vests ([`Quota::at_once`]).
+    pub vested: u64,
     /// Reserved and not refunded in this window, over all replicas, as known here.
     pub used: u64,
     /// Held by peers that answer: rights requests can fetch it.
@@ -451,6 +454,14 @@ impl Standing {
     pub const fn remaining(&self) -> u64 {
         self.limit.saturating_sub(self.used)
     }
+
+    /// Returns how a refusal says that the limit comes in instalments; nothing where it does not.
+    pub(crate) fn vesting(&self) -> String {
+        if self.vested >= self.limit {
+            return String::new();
+        }
+        format!("; of the limit {} have vested so far, the rest comes in instalments", self.vested)
+    }
 }
 
 /// A refusal: a decision, not a failure. Nothing was charged.
@@ -461,8 +472,8 @@ impl Standing {
 #[non_exhaustive]
 pub enum Denied {
     /// The window's budget is spent, or too small for this request: later.
-    #[error("{by} has too little left for this request: {used} used, {spendable} spendable here; try again in {retry_after:?}",
-        by = standing.quota, used = standing.used, spendable = standing.spendable)]
+    #[error("{by} has too little left for this request: {used} used, {spendable} spendable here{vesting}; try again in {retry_after:?}",
+        by = standing.quota, used = standing.used, spendable = standing.spendable, vesting = standing.vesting())]
     Exhausted {
         /// The quota that refused, and where it stood.
         standing: Box<Standing>,

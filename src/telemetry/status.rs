@@ -94,6 +94,7 @@ fn standing_json(standing: &Standing) -> Value {
     json!({
         "unit": standing.quota.unit().name(),
         "limit": standing.limit,
+        "vested": standing.vested,
         "quota": standing.quota.to_string(),
         "window_ms": standing.quota.window().ms(),
         "version": format!("{:016x}", standing.quota.version()),
