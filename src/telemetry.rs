@@ -39,6 +39,22 @@ pub struct Telemetry {
     refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
     decision_ns: Mutex<Vec<u64>>,
+    traffic: Mutex<Vec<Traffic>>,
+}
+
+/// What gossip has carried since the start in one of its two ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// The label: `"direct"` or `"chitchat"`.
+    pub way: &'static str,
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Their bytes, without IP and UDP headers.
+    pub sent_bytes: u64,
+    /// Datagrams received whose seal was good.
+    pub received: u64,
+    /// Their bytes, without IP and UDP headers.
+    pub received_bytes: u64,
 }
 
 impl Default for Telemetry {
@@ -51,6 +67,7 @@ impl Default for Telemetry {
             refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
+            traffic: Mutex::default(),
         }
     }
 }
@@ -75,6 +92,11 @@ impl Telemetry {
     /// Notes that the configuration was read again, and what came of it.
     pub fn reloaded(&self, result: &'static str) {
         self.reloads.get_or_create(&labels(&[("result", result)])).inc();
+    }
+
+    /// Notes what gossip has carried since the start; without it no traffic is rendered.
+    pub fn carried(&self, traffic: Vec<Traffic>) {
+        *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = traffic;
     }
 
     /// Notes how long a decision took that needed no wait.
@@ -134,6 +156,7 @@ impl Telemetry {
         for (reason, count) in rejected {
             frames.get_or_create(&labels(&[("reason", reason)])).inc_by(*count);
         }
+        traffic(&mut registry, &self.traffic.lock().unwrap_or_else(PoisonError::into_inner));
         let mut text = String::new();
         // Writing to a string fails only if a metric's own encoding does.
         let _ = encode(&mut text, &registry);
@@ -226,6 +249,20 @@ fn limits(registry: &mut Registry, status: &Status) -> Family<Labels, Counter> {
         }
     }
     refused
+}
+
+fn traffic(registry: &mut Registry, traffic: &[Traffic]) {
+    let sent = counters(registry, "gossip_sent", "Datagrams of gossip sent");
+    let sent_bytes = counters(registry, "gossip_sent_bytes", "Their bytes, without IP and UDP headers");
+    let received = counters(registry, "gossip_received", "Datagrams of gossip received whose seal was good");
+    let received_bytes = counters(registry, "gossip_received_bytes", "Their bytes, without IP and UDP headers");
+    for way in traffic {
+        let set = labels(&[("way", way.way)]);
+        sent.get_or_create(&set).inc_by(way.sent);
+        sent_bytes.get_or_create(&set).inc_by(way.sent_bytes);
+        received.get_or_create(&set).inc_by(way.received);
+        received_bytes.get_or_create(&set).inc_by(way.received_bytes);
+    }
 }
 
 fn peers(registry: &mut Registry, status: &Status) {

@@ -319,6 +319,12 @@ fn what_strangers_send_is_counted_by_reason_and_changes_nothing() {
     let status = fleet.pods[0].status();
     assert_eq!(status["peers"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(status["gossip"]["healthy"], true);
+    for metric in ["sent", "sent_bytes", "received", "received_bytes"] {
+        for way in ["direct", "chitchat"] {
+            let name = format!(r#"quotum_gossip_{metric}_total{{way="{way}"}}"#);
+            until(&name, || fleet.pods[0].metric(&name) > 0.0);
+        }
+    }
     for outsider in &outsiders {
         assert_eq!(outsider.status()["ready"], false, "nobody has answered it");
     }

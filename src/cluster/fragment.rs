@@ -90,6 +90,14 @@ pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> Result<Vec<Vec<u8>>, TooLong>
     Ok(payloads.collect())
 }
 
+/// Returns what a payload is of, whole or a fragment; `None` if it is empty or of no kind.
+pub fn kind(payload: &[u8]) -> Option<Kind> {
+    match payload {
+        [FRAGMENT_KIND, kind, ..] | [kind, ..] => Kind::from_byte(*kind),
+        [] => None,
+    }
+}
+
 /// Puts payloads together again.
 #[derive(Debug, Default)]
 pub struct Assembler {

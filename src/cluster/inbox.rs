@@ -4,7 +4,7 @@
 //! or the ledger; the simulator uses it as the product does. The invariant it keeps: for
 //! every datagram either something authentic comes out or the reason why not.
 
-use super::fragment::{Assembled, Assembler, Kind};
+use super::fragment::{self, Assembled, Assembler, Kind};
 use super::frame::{Frames, KeyRing, Rejected};
 use super::wire;
 use crate::ledger::{Contact, Message, Timestamp};
@@ -33,7 +33,7 @@ impl Inbox {
     /// Why the datagram was thrown away: to be counted, never answered.
     pub fn receive(&mut self, datagram: &mut [u8], now: Timestamp) -> Result<Received, Rejected> {
         let opened = self.frames.open(datagram, now)?;
-        let contact = opened.contact;
+        let (contact, kind) = (opened.contact, fragment::kind(opened.payload));
         let content = match self.assembler.accept(contact.from, opened.payload, now)? {
             Assembled::Empty | Assembled::Partial => Content::Nothing,
             Assembled::Whole(Kind::Chitchat, bytes) => Content::Chitchat(bytes),
@@ -42,7 +42,7 @@ impl Inbox {
                 Content::Messages(messages)
             }
         };
-        Ok(Received { contact, content })
+        Ok(Received { contact, kind, content })
     }
 }
 
@@ -51,6 +51,8 @@ impl Inbox {
 pub struct Received {
     /// Who sent the frame, and when.
     pub contact: Contact,
+    /// What it was of, whole or a part; `None` if it was a heartbeat.
+    pub kind: Option<Kind>,
     /// What it completed.
     pub content: Content,
 }
@@ -111,7 +113,7 @@ mod tests {
         let mut inbox = Inbox::new(frames(US));
         let mut beat = frames(PEER).seal(Some(US), NOW, None, [0; 24], &[]);
         let contact = Contact { from: PEER, sent_at: NOW, echo: None };
-        assert_eq!(inbox.receive(&mut beat, NOW), Ok(Received { contact, content: Content::Nothing }));
+        assert_eq!(inbox.receive(&mut beat, NOW), Ok(Received { contact, kind: None, content: Content::Nothing }));
     }
 
     #[test]

@@ -29,6 +29,8 @@ use chitchat::{
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::shards::{self, Shards};
+use super::text;
 use super::wire::{self, WIRE_VERSION};
 use crate::ledger::{LimitId, Message, ReplicaId, RosterMessage, Row, Slot, Timestamp};
 
@@ -40,16 +42,7 @@ pub(crate) const INTERVALS: u32 = 5;
 /// each over IPv6 and is never cut; above 65,507 its arithmetic underflows and it panics.
 pub(crate) const MAX_MEMBERS: usize = 900;
 
-/// The most bytes of one value with rows. An over-long value stops everything that its
-/// writer publishes afterwards.
-pub(crate) const MAX_VALUE: usize = 4_096;
-
-/// Over how many keys own rows are spread, so that a quiet account is not sent again
-/// because a busy one changed.
-pub(crate) const SHARDS: usize = 16;
-
-/// The most pauses that a replica publishes, so that the value stays within [`MAX_VALUE`];
-/// those that last longest come first. One for each limit whose upstream refuses.
+/// The most pauses that a replica publishes, 2.7 kB; those that last longest come first. One for each limit whose upstream refuses.
 const MAX_PAUSES: usize = 128;
 
 /// The most bytes of a roster in a value, about 230 members; a larger one goes by our own
@@ -84,8 +77,7 @@ pub(crate) struct Membership {
     state: State,
     /// The version of each one's values that was last read.
     read: BTreeMap<ChitchatId, u64>,
-    /// Revision of the roster message that was last published.
-    published: Option<u64>,
+    published: Published,
     /// Takes turns: whom chitchat is told to greet next.
     greeted: usize,
     /// How often chitchat was started. Part of its name for us: a peer that remembers higher
@@ -93,6 +85,16 @@ pub(crate) struct Membership {
     starts: u8,
     live: usize,
     crowded: bool,
+}
+
+/// What of ours chitchat holds.
+#[derive(Debug, Default)]
+struct Published {
+    /// Revision of the roster message.
+    roster: Option<u64>,
+    /// Bytes of it that are still to be paid for, an interval's allowance at a time.
+    owed: usize,
+    shards: Shards,
 }
 
 enum State {
@@ -137,7 +139,7 @@ impl Membership {
             sent,
             state: State::Ended { restart: Instant::now() },
             read: BTreeMap::new(),
-            published: None,
+            published: Published::default(),
             greeted: 0,
             starts: 0,
             live: 0,
@@ -225,7 +227,8 @@ impl Membership {
         let Ok(mut chitchat) = chitchat.try_lock() else {
             return Heard::default();
         };
-        publish(&mut chitchat, roster, rows, &mut self.published);
+        let allowance = shards::allowance(self.interval, peers.len());
+        publish(&mut chitchat, roster, rows, allowance, &mut self.published);
         chitchat.self_node_state().set(PAUSES, pauses_value(pauses));
         let heard = collect(&chitchat, self.identity.me, &mut self.read);
         self.live = chitchat.live_nodes().count().saturating_sub(1);
@@ -251,7 +254,7 @@ impl Membership {
         let transport = Channels { sent: self.outgoing.clone(), received: Mutex::new(Some(received)) };
         self.starts = self.starts.wrapping_add(1);
         self.read.clear();
-        self.published = None;
+        self.published = Published::default();
         match spawn_chitchat(self.config(), self.metadata(), &transport).await {
             Ok(handle) => {
                 let watcher = handle.termination_watcher();
@@ -305,38 +308,25 @@ impl fmt::Debug for Membership {
     }
 }
 
-/// Writes what changed into our own values.
-fn publish(chitchat: &mut Chitchat, roster: &RosterMessage, rows: &[Row], published: &mut Option<u64>) {
+/// Writes what changed into our own values, as far as this interval's allowance goes: one for
+/// rows, and as much again for the roster.
+fn publish(chitchat: &mut Chitchat, roster: &RosterMessage, rows: &[Row], allowance: usize, published: &mut Published) {
     let own = chitchat.self_node_state();
+    published.owed = published.owed.saturating_sub(allowance);
     // Not whenever `seen` changes: every join would then be told by everybody to everybody.
-    if *published != Some(roster.revision) {
-        *published = Some(roster.revision);
+    if published.roster != Some(roster.revision) && published.owed == 0 {
+        published.roster = Some(roster.revision);
         let mut bytes = Vec::new();
         wire::encode(&Message::Roster(Arc::new(roster.clone())), &mut bytes);
         let text = text::encode(&bytes);
         if text.len() <= MAX_ROSTER_VALUE {
+            published.owed = text.len();
             own.set(ROSTER, text);
         }
     }
-    for (name, value) in SHARD_KEYS.iter().zip(shards(rows)) {
-        own.set(name, value);
+    for (shard, value) in published.shards.publish(rows, allowance) {
+        own.set(shards::name(shard), value);
     }
-}
-
-/// Returns the values of `c0` to `c15`. Rows that do not fit travel by our own messages.
-fn shards(rows: &[Row]) -> Vec<String> {
-    let mut shards = vec![Vec::new(); SHARDS];
-    let mut bytes = Vec::new();
-    for row in rows {
-        let limit = row.key.limit.bits() ^ row.key.quota.version();
-        let shard = &mut shards[(limit % SHARDS as u64) as usize];
-        bytes.clear();
-        wire::encode(&Message::Row(row.clone()), &mut bytes);
-        if text::encoded_len(shard.len() + bytes.len()) <= MAX_VALUE {
-            shard.extend_from_slice(&bytes);
-        }
-    }
-    shards.iter().map(|shard| text::encode(shard)).collect()
 }
 
 /// Returns the value of `pauses`: for each limit its id and the end, 8 bytes each.
@@ -374,7 +364,7 @@ fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u
         let since = if state.max_version() < before { 0 } else { before };
         let changed = state.key_values_including_deleted().filter(|(_, value)| value.version > since);
         for (key, value) in changed {
-            if key == ROSTER || SHARD_KEYS.contains(&key) {
+            if key == ROSTER || shards::is_shard(key) {
                 heard.messages.extend(messages(from, &value.value).into_iter().map(|message| (from, message)));
             } else if key == PAUSES {
                 heard.pauses.extend(pauses(&value.value));
@@ -456,54 +446,9 @@ impl Socket for Channel {
     }
 }
 
-/// Bytes as text, since chitchat's values are strings: base64 with the alphabet of URLs,
-/// without padding (RFC 4648, section 5).
-mod text {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-    pub(super) const fn encoded_len(bytes: usize) -> usize {
-        (bytes * 8).div_ceil(6)
-    }
-
-    pub(super) fn encode(bytes: &[u8]) -> String {
-        let mut text = String::with_capacity(encoded_len(bytes.len()));
-        for chunk in bytes.chunks(3) {
-            let group =
-                chunk.iter().fold(0u32, |group, byte| (group << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
-            for at in 0..=chunk.len() {
-                text.push(char::from(ALPHABET[(group >> (18 - 6 * at)) as usize & 63]));
-            }
-        }
-        text
-    }
-
-    pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-        for chunk in text.as_bytes().chunks(4) {
-            let mut group = 0;
-            for at in 0..4 {
-                group = (group << 6) | chunk.get(at).map_or(Some(0), |digit| value(*digit))?;
-            }
-            let whole = chunk.len() * 6 / 8;
-            if chunk.len() == 1 || group & (0x00ff_ffff >> (8 * whole)) != 0 {
-                return None;
-            }
-            bytes.extend_from_slice(&group.to_be_bytes()[1..=whole]);
-        }
-        Some(bytes)
-    }
-
-    fn value(digit: u8) -> Option<u32> {
-        ALPHABET.iter().position(|other| *other == digit).map(|value| value as u32)
-    }
-}
-
 const ROSTER: &str = "roster";
 
 const PAUSES: &str = "pauses";
-
-const SHARD_KEYS: [&str; SHARDS] =
-    ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c14", "c15"];
 
 #[cfg(test)]
 #[path = "membership_tests.rs"]

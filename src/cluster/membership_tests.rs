@@ -45,7 +45,7 @@ proptest! {
         let told: Vec<_> =
             ends.into_iter().map(|(limit, end)| (LimitId::from_bits(limit), Timestamp::from_unix_ms(end))).collect();
         let value = pauses_value(&told);
-        prop_assert!(value.len() <= MAX_VALUE);
+        prop_assert!(value.len() <= 2_731, "{}", value.len());
         let heard = pauses(&value);
         prop_assert_eq!(heard.len(), told.len().min(MAX_PAUSES));
         prop_assert!(heard.is_sorted_by_key(|(_, until)| std::cmp::Reverse(*until)));
@@ -189,13 +189,27 @@ mod running {
         assert!(heard.contains(&(ReplicaId::from_bits(1), Message::Row(row(1, 7, 30)))));
     }
 
-    #[test]
-    fn rows_that_do_not_fit_are_left_out_and_values_stay_short() {
-        let rows: Vec<_> = (0..10_000).map(|limit| row(1, limit, 1)).collect();
-        let shards = shards(&rows);
-        assert_eq!(shards.len(), SHARDS);
-        assert!(shards.iter().all(|value| value.len() <= MAX_VALUE && value.len() > MAX_VALUE - 100));
-        let first = messages(ReplicaId::from_bits(1), &shards[0]);
-        assert!(first.len() > 40, "{}", first.len());
+    #[tokio::test(start_paused = true)]
+    async fn however_busy_a_replica_publishes_no_more_than_its_allowance_in_an_interval() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        // A fleet of fifty, in which every row changes between any two exchanges.
+        let peers: Vec<_> = (2..51).map(|bits| (ReplicaId::from_bits(bits), addr(bits as u16))).collect();
+        let allowance = shards::allowance(INTERVAL * INTERVALS, peers.len());
+        let (mut read, mut total) = (0, 0);
+        for version in 1..=40 {
+            let rows: Vec<_> = (0..2_000).map(|limit| row(1, limit * 0x9e37_79b9, version)).collect();
+            a.exchange(&roster(1, 1), &rows, &[], &peers);
+            let State::Running { handle, .. } = &a.state else { panic!("it runs") };
+            let chitchat = handle.chitchat();
+            let mut chitchat = chitchat.lock().await;
+            let own = chitchat.self_node_state();
+            let changed = own.key_values_including_deleted().filter(|(_, value)| value.version > read);
+            let rows = changed.filter(|(key, _)| !["node", "wire", "roster", "pauses"].contains(key));
+            let bytes: usize = rows.map(|(key, value)| key.len() + value.value.len()).sum();
+            assert!(bytes <= allowance + shards::MAX_SHARD, "{bytes} bytes in an interval");
+            total += bytes;
+            read = own.max_version();
+        }
+        assert!(total <= 40 * allowance && total > 30 * allowance, "{total} bytes in 40 intervals");
     }
 }

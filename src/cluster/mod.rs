@@ -18,7 +18,9 @@ pub mod inbox;
 mod membership;
 pub mod outbox;
 mod run;
+mod shards;
 pub mod socket;
+mod text;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -355,6 +357,14 @@ pub struct ClusterStats {
     pub bytes_sent: u64,
     /// Bytes of the datagrams received whose seal was good.
     pub bytes_received: u64,
+    /// How many of `frames_sent` carried messages of chitchat's, or parts of them.
+    pub chitchat_frames_sent: u64,
+    /// How many of `bytes_sent` did.
+    pub chitchat_bytes_sent: u64,
+    /// How many of `frames_received` did.
+    pub chitchat_frames_received: u64,
+    /// How many of `bytes_received` did.
+    pub chitchat_bytes_received: u64,
     /// Messages that could not be sent: too large, or for a replica whose address is not known.
     pub messages_unsent: u64,
     /// Times that the failure detector was started again.

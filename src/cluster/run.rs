@@ -20,6 +20,7 @@ use super::Shared;
 use super::blockers::Blockers;
 use super::complaints::Complaints;
 use super::discovery::{Answer, Asking, Unanswered};
+use super::fragment::{self, Kind};
 use super::frame::{Frames, KeyRing, MAX_DATAGRAM, Nonce, Rejected};
 use super::inbox::{Content, Inbox};
 use super::membership::{Event, INTERVALS, Membership};
@@ -276,19 +277,23 @@ impl<N: Net> Run<N> {
     /// could not be opened.
     fn open(&mut self, length: usize, from: SocketAddr) -> Option<(Contact, Vec<Message>)> {
         let datagram = &mut self.buffer[..length];
-        let received =
-            self.parts.inbox.receive(datagram, self.parts.limiter.now()).and_then(|received| match received.content {
-                Content::Nothing => Ok((received.contact, Vec::new())),
-                Content::Messages(messages) => Ok((received.contact, messages)),
-                Content::Chitchat(bytes) if self.parts.membership.receive(from, &bytes) => {
-                    Ok((received.contact, Vec::new()))
-                }
-                Content::Chitchat(_) => Err(Rejected::Payload),
-            });
+        let received = self.parts.inbox.receive(datagram, self.parts.limiter.now()).and_then(|received| {
+            let messages = match received.content {
+                Content::Nothing => Vec::new(),
+                Content::Messages(messages) => messages,
+                Content::Chitchat(bytes) if self.parts.membership.receive(from, &bytes) => Vec::new(),
+                Content::Chitchat(_) => return Err(Rejected::Payload),
+            };
+            Ok((received.contact, received.kind, messages))
+        });
         self.parts.shared.with(|stats| match &received {
-            Ok(_) => {
+            Ok((_, kind, _)) => {
                 stats.frames_received += 1;
                 stats.bytes_received += length as u64;
+                if *kind == Some(Kind::Chitchat) {
+                    stats.chitchat_frames_received += 1;
+                    stats.chitchat_bytes_received += length as u64;
+                }
             }
             Err(rejected) => *stats.frames_rejected.entry(rejected.reason()).or_default() += 1,
         });
@@ -301,7 +306,7 @@ impl<N: Net> Run<N> {
                 None => debug!(%from, %rejected, "a frame was thrown away"),
             }
         }
-        let (contact, messages) = received.ok()?;
+        let (contact, _, messages) = received.ok()?;
         self.outbox.heard(contact.from, contact.sent_at);
         Some((contact, messages))
     }
@@ -349,9 +354,11 @@ impl<N: Net> Run<N> {
 
     async fn send(&mut self, parcels: Vec<Parcel>) {
         for parcel in parcels {
+            let chitchats = fragment::kind(&parcel.payload) == Some(Kind::Chitchat);
             let sent = match self.nonces.next() {
                 Ok(nonce) => {
                     let frame = parcel.seal(&self.parts.frames, self.parts.limiter.now(), nonce);
+                    debug_assert!(frame.len() <= MAX_DATAGRAM, "{} bytes in one datagram", frame.len());
                     self.parts.socket.send_to(&frame, parcel.to).await.map(|()| frame.len())
                 }
                 Err(error) => Err(error),
@@ -360,6 +367,10 @@ impl<N: Net> Run<N> {
                 Ok(length) => {
                     stats.frames_sent += 1;
                     stats.bytes_sent += *length as u64;
+                    if chitchats {
+                        stats.chitchat_frames_sent += 1;
+                        stats.chitchat_bytes_sent += *length as u64;
+                    }
                 }
                 Err(_) => stats.frames_unsent += 1,
             });

@@ -16,9 +16,9 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::routing::{get, post};
 use quotum::Limiter;
-use quotum::cluster::Cluster;
+use quotum::cluster::{Cluster, ClusterStats};
 use quotum::ledger::LimitStatus;
-use quotum::telemetry::{self, Telemetry};
+use quotum::telemetry::{self, Telemetry, Traffic};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;
@@ -116,6 +116,10 @@ impl Admin {
             "frames_rejected": stats.frames_rejected,
             "bytes_sent": stats.bytes_sent,
             "bytes_received": stats.bytes_received,
+            "chitchat_frames_sent": stats.chitchat_frames_sent,
+            "chitchat_bytes_sent": stats.chitchat_bytes_sent,
+            "chitchat_frames_received": stats.chitchat_frames_received,
+            "chitchat_bytes_received": stats.chitchat_bytes_received,
             "messages_unsent": stats.messages_unsent,
             "membership_restarts": stats.membership_restarts,
         })));
@@ -171,9 +175,29 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
-    let rejected = admin.cluster.as_ref().map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
+    let stats = admin.cluster.as_ref().map(|cluster| cluster.stats());
+    admin.telemetry.carried(stats.as_ref().map(traffic).unwrap_or_default());
+    let rejected = stats.map(|stats| stats.frames_rejected).unwrap_or_default();
     let metrics = admin.telemetry.render(&admin.limiter.status(), &admin.pauses(), &rejected);
     text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
+}
+
+fn traffic(stats: &ClusterStats) -> Vec<Traffic> {
+    let chitchat = Traffic {
+        way: "chitchat",
+        sent: stats.chitchat_frames_sent,
+        sent_bytes: stats.chitchat_bytes_sent,
+        received: stats.chitchat_frames_received,
+        received_bytes: stats.chitchat_bytes_received,
+    };
+    let direct = Traffic {
+        way: "direct",
+        sent: stats.frames_sent - chitchat.sent,
+        sent_bytes: stats.bytes_sent - chitchat.sent_bytes,
+        received: stats.frames_received - chitchat.received,
+        received_bytes: stats.bytes_received - chitchat.received_bytes,
+    };
+    vec![direct, chitchat]
 }
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response<Body> {
