@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class Callback(CustomLogger):
         self._wrong: str | None = None
         self._starting: asyncio.Task[None] | None = None
         atexit.register(self.pod.leave)
+        _register_metrics(self.pod)
         # LiteLLM loads callbacks in each worker's own event loop, after the fork. Whoever
         # imports this elsewhere starts with the first request.
         try:
@@ -104,7 +106,7 @@ class Callback(CustomLogger):
             amounts = {limit: amount for limit, amount in zip(_LIMITS, limits) if amount is not None}
             if amounts:
                 terms = (deployment.get("model_info") or {}).get("quotum") or {}
-                declared.append({"id": name, **amounts, "terms": terms})
+                declared.append({"id": name, **amounts, "model": _model(deployment), "terms": terms})
         try:
             self.pod.declare(json.dumps(declared))
             self._wrong = None
@@ -314,6 +316,42 @@ class Callback(CustomLogger):
             _attempt.set(None)
 
 
+class _Metrics:
+    """The pod's metrics among LiteLLM's, as prometheus_client collects them."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.pod = pod
+
+    def describe(self) -> Iterable[Any]:
+        # Nothing is asked of a pod that has not started.
+        return ()
+
+    def collect(self) -> Iterable[Any]:
+        # The strict parser refuses a histogram of errors, which may be negative, by its sum.
+        from prometheus_client.parser import text_string_to_metric_families
+
+        if self.pod.seat == "standing":
+            return []
+        try:
+            # OpenMetrics says what kind `x` is, where the plain format says it of `x_total`.
+            counter, total = r"^# HELP (\S+) (.*)\n# TYPE \1 counter$", r"# HELP \1_total \2\n# TYPE \1_total counter"
+            text = re.sub(counter, total, self.pod.metrics(), flags=re.M)
+            return list(text_string_to_metric_families(text))
+        except Exception as error:
+            # LiteLLM's own metrics must not fail for ours.
+            _log.warning("no metrics of quotum: %s", error)
+            return []
+
+
+def _register_metrics(pod: Pod) -> None:
+    """Adds the quotum_* series to LiteLLM's endpoint, where prometheus_client is installed."""
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:
+        return
+    REGISTRY.register(_Metrics(pod))
+
+
 def _router() -> Any:
     from litellm.proxy import proxy_server
 
@@ -325,6 +363,16 @@ def _limits(deployment: Mapping[str, Any]) -> tuple[int | None, ...]:
     places = (deployment, deployment.get("litellm_params") or {}, deployment.get("model_info") or {})
     written = (next((place[limit] for place in places if place.get(limit) is not None), None) for limit in _LIMITS)
     return tuple(None if amount is None else int(amount) for amount in written)
+
+
+def _model(deployment: Mapping[str, Any]) -> str:
+    """Returns the name of OpenAI's model that is served, if that is known: on Azure a name says nothing."""
+    params, about = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
+    base = about.get("base_model") or params.get("base_model")
+    provider, _, model = str(base or params.get("model") or "").rpartition("/")
+    if base is None and provider not in ("", "openai", "text-completion-openai"):
+        return ""
+    return model
 
 
 def _picks_last(router: Any, model: str, kwargs: dict[str, Any]) -> bool:

@@ -1,18 +1,19 @@
 //! The admin endpoints of a pod, on a port of their own if one is configured.
 //!
-//! Knows the paths of `quotum serve`, those that only read. Must not know what they show. The
-//! invariant it keeps: they are open only while this worker owns the pod's rights, so that
-//! whoever takes over can have the port.
+//! Knows the paths of `quotum serve`. Must not know what they show. The invariants it keeps:
+//! they are open only while this worker owns the pod's rights, so that whoever takes over can
+//! have the port; and only loopback changes anything.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
@@ -46,9 +47,31 @@ pub(super) async fn serve(at: SocketAddr, shared: Arc<Shared>, book: Arc<Book>) 
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/forget", post(forget))
         .with_state((shared, book));
     // It ends with the runtime.
-    let _ = axum::serve(listener, router).await;
+    let _ = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await;
+}
+
+/// Declares a replica dead that an operator knows to be: `quotum forget REPLICA --admin URL`.
+async fn forget(State((_, book)): Owned, ConnectInfo(from): ConnectInfo<SocketAddr>, body: String) -> Answer {
+    if !from.ip().to_canonical().is_loopback() {
+        return (StatusCode::UNAUTHORIZED, wrong("forgetting a replica needs a connection from loopback"));
+    }
+    let body: Value = serde_json::from_str(&body).unwrap_or_default();
+    let Some(replica) = body["replica"].as_str() else {
+        return (StatusCode::BAD_REQUEST, wrong("send {\"replica\": \"<id or address>\"} as JSON"));
+    };
+    match book.limiter().forget(replica) {
+        Ok(forgotten) => (StatusCode::OK, json!({"forgotten": forgotten}).to_string()),
+        Err(error) => (StatusCode::NOT_FOUND, wrong(&error.to_string())),
+    }
+}
+
+type Answer = (StatusCode, String);
+
+fn wrong(message: &str) -> String {
+    json!({"error": {"message": message}}).to_string()
 }
 
 async fn readyz(State((_, book)): Owned) -> impl IntoResponse {

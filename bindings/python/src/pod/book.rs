@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use quotum::layer::parts::{Charge, Meter};
-use quotum::layer::{Call, Metering, Observer, Report, Usage};
+use quotum::layer::parts::{Charge, Meter, Prompts};
+use quotum::layer::{Call, Metering, Observer, Report, Tokenizer, Usage};
 use quotum::{Claim, Denied, Handle, Limiter, Permit, Policy, Portion};
 
-use super::message::{Declared, Mode, Outcome, Refusal, Reply, Request, Reserve, Unreported};
+use super::message::{self, Declared, Mode, Outcome, Refusal, Reply, Request, Reserve, Unreported};
 use crate::limiter::LIMITS;
 use crate::quota::kind_of;
 
@@ -122,7 +122,6 @@ impl Book {
     /// Reserves at the first deployment with room; waits at one of a level for peers' rights
     /// before the next level is asked.
     pub(crate) async fn reserve(&self, request: Request, worker: u64) -> Reply {
-        let call = request.call();
         let mut soonest: Option<(Deployment, Denied)> = None;
         for level in &request.levels {
             let mut short = None;
@@ -130,19 +129,19 @@ impl Book {
                 let Some(deployment) = self.deployment(id) else {
                     return Reply::Granted { id: 0, deployment: id.clone(), waited: 0.0 };
                 };
-                let claim = deployment.meter.claim(&call);
+                let (call, claim) = deployment.claim(&request);
                 let decision = deployment.handle.probe(claim).map(Permit::into_owned);
                 match decision {
                     Ok(permit) => return self.granted(&deployment, permit, &call, worker),
                     Err(denied) => {
                         if short.is_none() && !matches!(denied, Denied::TooLarge { .. }) {
-                            short = Some((deployment.clone(), claim));
+                            short = Some((deployment.clone(), call, claim));
                         }
                         keep_sooner(&mut soonest, deployment, denied);
                     }
                 }
             }
-            let Some((deployment, claim)) = short else { continue };
+            let Some((deployment, call, claim)) = short else { continue };
             let waited = deployment.handle.acquire(claim).tentative().await.map(Permit::into_owned);
             match waited {
                 Ok(permit) => return self.granted(&deployment, permit, &call, worker),
@@ -160,7 +159,6 @@ impl Book {
 
     /// Returns which deployments would take the request now.
     pub(crate) async fn room(&self, request: Request) -> Reply {
-        let call = request.call();
         let mut room = Vec::new();
         let mut refusal = None;
         for id in request.levels.iter().flatten() {
@@ -168,7 +166,7 @@ impl Book {
                 room.push(id.clone());
                 continue;
             };
-            let claim = deployment.meter.claim(&call);
+            let (_, claim) = deployment.claim(&request);
             // Dropped at once, the permit gives itself back.
             let decision = deployment.handle.acquire(claim).tentative().await.map(drop);
             match decision {
@@ -251,10 +249,18 @@ fn keep_sooner(soonest: &mut Option<(Deployment, Denied)>, deployment: Deploymen
     }
 }
 
-impl Request {
-    fn call(&self) -> Call {
-        let (prompt, cap, choices) = (self.prompt, self.cap, self.choices.max(1));
-        Call { model: String::new(), prompt, cap, choices, body: bytes::Bytes::new(), hide_usage: false }
+impl Deployment {
+    /// Returns what a request asks of this deployment, and what is reserved for it.
+    fn claim(&self, request: &Request) -> (Call, Claim) {
+        let prompt = match self.meter.tokenizer() {
+            Tokenizer::Bytes => request.bytes,
+            Tokenizer::O200k => request.o200k,
+            Tokenizer::Cl100k => request.cl100k,
+        };
+        let (cap, choices) = (request.cap, request.choices.max(1));
+        let call = Call { model: String::new(), prompt, cap, choices, body: bytes::Bytes::new(), hide_usage: false };
+        let claim = self.meter.claim(&call, &Prompts::new(&call));
+        (call, claim)
     }
 }
 
@@ -302,6 +308,16 @@ impl Declared {
         })
     }
 
+    /// Returns what this deployment's prompts are counted with.
+    pub(crate) fn tokenizer(&self) -> Tokenizer {
+        match self.terms.tokenizer {
+            Some(message::Tokenizer::Bytes) => Tokenizer::Bytes,
+            Some(message::Tokenizer::O200k) => Tokenizer::O200k,
+            Some(message::Tokenizer::Cl100k) => Tokenizer::Cl100k,
+            None => Tokenizer::of_model(&self.model),
+        }
+    }
+
     fn metering(&self) -> Metering {
         let usual = Metering::default();
         let Self { terms, .. } = self;
@@ -315,6 +331,7 @@ impl Declared {
                 None | Some(Unreported::Reserved) => quotum::layer::Unreported::Reserved,
                 Some(Unreported::Counted) => quotum::layer::Unreported::Counted,
             },
+            tokenizer: self.tokenizer(),
             default_max_tokens: terms.default_max_tokens.unwrap_or(usual.default_max_tokens),
             ..usual
         }

@@ -19,6 +19,9 @@ pub(crate) struct Declared {
     pub(crate) itpm: Option<u64>,
     #[serde(default)]
     pub(crate) otpm: Option<u64>,
+    /// OpenAI's name of its model; empty where that is not known to be one.
+    #[serde(default)]
+    pub(crate) model: String,
     #[serde(default)]
     pub(crate) terms: Terms,
 }
@@ -37,6 +40,8 @@ pub(crate) struct Terms {
     pub(crate) edge: Option<f64>,
     pub(crate) reserve: Option<Reserve>,
     pub(crate) default_max_tokens: Option<u64>,
+    /// What prompts are counted with; by default what the model counts with.
+    pub(crate) tokenizer: Option<Tokenizer>,
     pub(crate) unreported: Option<Unreported>,
     pub(crate) limit_id: Option<String>,
 }
@@ -59,6 +64,14 @@ pub(crate) enum Reserve {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+pub(crate) enum Tokenizer {
+    Bytes,
+    O200k,
+    Cl100k,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Unreported {
     Reserved,
     Counted,
@@ -70,8 +83,10 @@ pub(crate) struct Request {
     /// Deployments in the order in which they are asked; a later level is asked once an
     /// earlier one has no room.
     pub(crate) levels: Vec<Vec<String>>,
-    /// An upper bound of the prompt's tokens.
-    pub(crate) prompt: u64,
+    /// Upper bounds of the prompt's tokens: by its bytes, and by each tokenizer.
+    pub(crate) bytes: u64,
+    pub(crate) o200k: u64,
+    pub(crate) cl100k: u64,
     /// The largest output of one choice, if the request names one.
     pub(crate) cap: Option<u64>,
     pub(crate) choices: u64,

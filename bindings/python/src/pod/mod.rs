@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds};
+use quotum::layer::Tokenizer;
 use quotum::ledger::LimitId;
 use quotum::telemetry::{self, Telemetry};
 use serde_json::json;
@@ -92,6 +93,11 @@ impl Shared {
 
     fn declared(&self) -> Vec<Declared> {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns what the prompts of any deployment are counted with.
+    fn tokenizers(&self) -> Vec<Tokenizer> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Declared::tokenizer).collect()
     }
 
     /// Asks the owner, whoever that is; waits a moment for one.

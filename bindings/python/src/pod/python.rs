@@ -11,8 +11,9 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use quotum::layer::parts::Prompts;
 use quotum::layer::{
-    AnthropicMessages, Call, Estimate, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses,
+    AnthropicMessages, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses, Tokenizer,
 };
 use tokio::task::JoinHandle;
 
@@ -59,7 +60,13 @@ impl Pod {
             }
             None => {
                 super::book::Book::new(&declared, Arc::new(())).map_err(PyValueError::new_err)?;
-                *task = Some((pid, background::runtime()?.spawn(shared.clone().run())));
+                let runtime = background::runtime()?;
+                // Reading a table takes longer than a request should wait.
+                shared
+                    .tokenizers()
+                    .into_iter()
+                    .for_each(|tokenizer| drop(runtime.spawn_blocking(move || tokenizer.load())));
+                *task = Some((pid, runtime.spawn(shared.clone().run())));
             }
         }
         Ok(())
@@ -74,7 +81,7 @@ impl Pod {
         api: &str,
         body: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.asked(py, Ask::Reserve(request(levels, api, body)))
+        self.asked(py, levels, api, body, Ask::Reserve)
     }
 
     /// Returns which of these deployments have room, awaited. Raises Denied if none has.
@@ -85,7 +92,7 @@ impl Pod {
         api: &str,
         body: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.asked(py, Ask::Room(request(levels, api, body)))
+        self.asked(py, levels, api, body, Ask::Room)
     }
 
     /// Settles a reservation with what was used.
@@ -147,9 +154,20 @@ impl Pod {
 }
 
 impl Pod {
-    fn asked<'py>(&self, py: Python<'py>, ask: Ask) -> PyResult<Bound<'py, PyAny>> {
-        let shared = self.shared.clone();
-        let mut asking: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(async move { shared.ask(ask).await });
+    fn asked<'py>(
+        &self,
+        py: Python<'py>,
+        levels: Vec<Vec<String>>,
+        api: &str,
+        body: &str,
+        ask: fn(Request) -> Ask,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (shared, dialect) = (self.shared.clone(), dialect(api));
+        let body = bytes::Bytes::copy_from_slice(body.as_bytes());
+        let mut asking: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(async move {
+            let request = request(levels, &dialect, body, shared.tokenizers()).await;
+            shared.ask(ask(request)).await
+        });
         let runtime = background::runtime()?;
         let _entered = runtime.enter();
         match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -211,26 +229,41 @@ fn denied(py: Python<'_>, refusal: Refusal) -> PyErr {
     build().map_or_else(|error| error, PyErr::from_value)
 }
 
-/// Returns what is reserved for a request to this API. What is no request of it counts with
-/// all its bytes: LiteLLM will refuse it, or knows more than this reading.
-fn request(levels: Vec<Vec<String>>, api: &str, body: &str) -> Request {
-    let bytes = bytes::Bytes::copy_from_slice(body.as_bytes());
-    let call = match api {
-        "completions" => OpenAiCompletions.call(bytes),
-        "embeddings" => OpenAiEmbeddings.call(bytes),
-        "responses" => OpenAiResponses.call(bytes),
-        "messages" => AnthropicMessages.call(bytes),
-        _ => OpenAiChat.call(bytes),
-    };
-    match call {
-        Ok(Call { prompt, cap, choices, .. }) => Request { levels, prompt, cap, choices },
-        Err(_) => Request { levels, prompt: body.len() as u64, cap: cap(body), choices: 1 },
+fn dialect(api: &str) -> Arc<dyn Dialect> {
+    match api {
+        "completions" => Arc::new(OpenAiCompletions),
+        "embeddings" => Arc::new(OpenAiEmbeddings),
+        "responses" => Arc::new(OpenAiResponses),
+        "messages" => Arc::new(AnthropicMessages),
+        _ => Arc::new(OpenAiChat),
+    }
+}
+
+/// Returns what a request asks for. What is no request of its API counts with all its bytes:
+/// LiteLLM will refuse it, or knows more than this reading.
+async fn request(
+    levels: Vec<Vec<String>>,
+    dialect: &Arc<dyn Dialect>,
+    body: bytes::Bytes,
+    wanted: Vec<Tokenizer>,
+) -> Request {
+    match dialect.call(body.clone()) {
+        Ok(call) => {
+            let prompts = Prompts::count(dialect, &call, wanted).await;
+            let [bytes, o200k, cl100k] =
+                [Tokenizer::Bytes, Tokenizer::O200k, Tokenizer::Cl100k].map(|tokenizer| prompts.by(tokenizer));
+            Request { levels, bytes, o200k, cl100k, cap: call.cap, choices: call.choices }
+        }
+        Err(_) => {
+            let bytes = body.len() as u64;
+            Request { levels, bytes, o200k: bytes, cl100k: bytes, cap: cap(&body), choices: 1 }
+        }
     }
 }
 
 /// Returns the largest cap that a request of no known shape names, for all choices.
-fn cap(body: &str) -> Option<u64> {
-    let body: serde_json::Value = serde_json::from_str(body).ok()?;
+fn cap(body: &[u8]) -> Option<u64> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
     let caps = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
     let cap = caps.iter().filter_map(|name| body[*name].as_u64()).max()?;
     Some(cap.saturating_mul(body["n"].as_u64().unwrap_or(1)))

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,66 @@ def config(*deployments: dict[str, Any], router: dict[str, Any] | None = None, *
         "general_settings": {"dangerously_permit_weak_or_unset_master_key": True, "forward_client_headers_to_llm_api": True},
         "router_settings": router or {},
     }
+
+
+class Fleet:
+    """Pods that a static list joins."""
+
+    def __init__(self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True) -> None:
+        self.stub = Stub()
+        self.is_quotum = is_quotum
+        ports = free_ports(pods, socket.SOCK_DGRAM)
+        self.admin = free_ports(pods)
+        seeds = [f"127.0.0.1:{port}" for port in ports]
+        self.pods = [
+            Proxy(
+                written(self.stub.base),
+                {
+                    "QUOTUM_SEEDS": ",".join(seeds),
+                    "QUOTUM_GOSSIP_LISTEN": own,
+                    "QUOTUM_GOSSIP_ADVERTISE": own,
+                    "QUOTUM_ADMIN_LISTEN": f"127.0.0.1:{admin}",
+                },
+            )
+            for own, admin in zip(seeds, self.admin)
+        ]
+        self.alive = list(range(pods))
+
+    def wait(self) -> Fleet:
+        for pod in self.pods:
+            pod.wait()
+        if self.is_quotum:
+            until(lambda: all(self.knows_all(admin) for admin in self.admin), 60.0, "the fleet")
+        return self
+
+    def knows_all(self, admin: int) -> bool:
+        try:
+            status = httpx.get(f"http://127.0.0.1:{admin}/status", timeout=5.0).json()
+        except httpx.HTTPError:
+            return False
+        reachable = sum(peer["reachable"] for peer in status["peers"])
+        return status["ready"] and reachable == len(self.pods) - 1
+
+    def urls(self) -> list[str]:
+        return [self.pods[self.alive[number % len(self.alive)]].url for number in range(len(self.pods))]
+
+    def kill(self, number: int) -> None:
+        self.alive.remove(number)
+        self.pods[number].kill()
+
+    def leave(self, number: int) -> None:
+        """Takes a pod out of the load balancer, and ends it in order."""
+        self.alive.remove(number)
+        self.pods[number].process.terminate()
+
+    def restart(self, number: int) -> None:
+        """Starts a pod again that was ended, and takes it back once it answers."""
+        self.pods[number].process.wait(60)
+        self.pods[number].start()
+        self.pods[number].wait()
+        self.alive.append(number)
+
+    def close(self) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Proxy.close, self.pods))
+        self.stub.close()

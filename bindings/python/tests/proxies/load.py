@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +65,16 @@ def bursts(*at: float, times: float = 5.0) -> list[float]:
     return [second + number * 0.002 for second in at for number in range(count)]
 
 
-async def offer(urls: Callable[[], list[str]], requests: list[Sent], minute: float, latency_ms: int = 2_000) -> Answers:
-    """Sends every request at its time; nothing is sent again."""
+async def offer(
+    urls: Callable[[], list[str]],
+    requests: list[Sent],
+    minute: float,
+    events: Mapping[float, Callable[[], None]] | None = None,
+    latency_ms: int = 2_000,
+) -> Answers:
+    """Sends every request at its time, once, and lets things happen meanwhile."""
     answers = Answers()
+    happening = [asyncio.create_task(happen(minute + second, act)) for second, act in (events or {}).items()]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(timeout=45.0, limits=limits, trust_env=False) as client:
 
@@ -103,7 +110,13 @@ async def offer(urls: Callable[[], list[str]], requests: list[Sent], minute: flo
                 answers.retry_after_over += after is not None and float(after) > 70
 
         await asyncio.gather(*(send(request) for request in requests))
+    await asyncio.gather(*happening)
     return answers
+
+
+async def happen(at: float, act: Callable[[], None]) -> None:
+    await asyncio.sleep(max(0.0, at - time.time()))
+    await asyncio.to_thread(act)
 
 
 def next_minute(at_least: float = 3.0) -> float:

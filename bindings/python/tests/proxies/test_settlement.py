@@ -5,6 +5,7 @@ The stub's own ledger is the judge: what is charged is what it says was used.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +33,8 @@ class Pod:
                 deployment(f"http://127.0.0.1:{nowhere}/v1", number="dead", model="dead", **limits),
                 deployment(base, number="free", model="free"),
                 router={"num_retries": 1, "fallbacks": [{"dead": ["gpt"]}], "allowed_fails": 1_000},
+                # LiteLLM's own endpoint for metrics, with ours among them.
+                callbacks=["prometheus", "quotum.litellm.handler"],
                 cache=True,
                 cache_params={"type": "local", "mode": "default_off"},
             ),
@@ -211,3 +214,14 @@ def test_what_can_never_fit_is_refused_at_once_and_without_a_time_to_come_back(p
     assert "never" in answer.text
     assert "retry-after" not in answer.headers
     assert answer.headers["x-quotum-reason"] == "too_large"
+
+
+def test_the_metrics_stand_in_litellms_own_endpoint(pod):
+    pod.proxy.post("/v1/chat/completions", CHAT, **use(50, 120))
+    until(lambda: pod.status()["pod"]["open"] == 0)
+    own = httpx.get(f"http://127.0.0.1:{pod.admin}/metrics", timeout=10.0).text
+    theirs = httpx.get(f"{pod.proxy.url}/metrics/", timeout=10.0).text
+    for text in (own, theirs):
+        assert re.search(r'^quotum_limit\{deployment="gpt",unit="tokens",[^}]*\} 1(0000000|e\+07|\.0e\+07)', text, re.M), text
+        assert re.search(r'^quotum_admitted_total\{deployment="gpt",unit="tokens"', text, re.M), text
+    assert "litellm_" in theirs
