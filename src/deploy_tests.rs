@@ -25,7 +25,8 @@ use crate::telemetry::Telemetry;
 use crate::{Cli, Command, server};
 
 /// What the kubelet tells a pod.
-const POD: [(&str, &str); 2] = [("metadata.name", "quotum-5d8f-x7k2p"), ("status.podIP", "fd00::17")];
+const POD: [(&str, &str); 3] =
+    [("metadata.name", "quotum-5d8f-x7k2p"), ("status.podIP", "fd00::17"), ("metadata.namespace", "default")];
 
 /// What a secret holds under each of its names.
 const SECRETS: [(&str, &str); 2] = [
@@ -134,6 +135,8 @@ impl Manifests {
         let mut env: BTreeMap<String, String> =
             env.iter().map(|entry| (entry["name"].as_str().unwrap().to_owned(), value(entry))).collect();
         env.insert("UPSTREAM_API_KEY".into(), "sk-upstream".into());
+        env.insert("KUBERNETES_SERVICE_HOST".into(), "fd00::1".into());
+        env.insert("KUBERNETES_SERVICE_PORT".into(), "443".into());
         env
     }
 
@@ -222,11 +225,33 @@ fn what_the_pod_is_given_is_a_configuration_that_serves_on_the_ports_it_names() 
         for name in manifests.env().keys().filter(|name| name.starts_with("QUOTUM_")) {
             assert!(*name == "QUOTUM_CONFIG" || asked.contains(name), "nobody reads {name}");
         }
+        may_ask_for_its_pods_alone(&manifests, &config);
         let headless = manifests.service(true);
         let Seeds::Name { host, port } = &config.gossip.seeds else { panic!("{:?}", config.gossip.seeds) };
         assert_eq!(headless["metadata"]["name"], host.as_str());
         assert_eq!(*port, manifests.port("gossip"));
     }
+}
+
+/// Whoever asks the API server may list and watch pods, and asks for its own.
+fn may_ask_for_its_pods_alone(manifests: &Manifests, config: &Config) {
+    let roles = Manifests::all("Role", &manifests.objects);
+    let Some(pods) = &config.gossip.pods else {
+        assert_eq!(roles, Vec::<Value>::new(), "{}", manifests.name);
+        return;
+    };
+    assert_eq!((pods.api.as_str(), pods.namespace.as_str()), ("https://[fd00::1]:443", "default"));
+    let labels = manifests.pod()["metadata"]["labels"].clone();
+    let labels = labels.as_object().unwrap();
+    let asked: BTreeMap<&str, &str> = pods.selector.split(',').map(|pair| pair.split_once('=').unwrap()).collect();
+    assert_eq!(asked.len(), labels.len());
+    assert!(asked.iter().all(|(name, value)| labels[*name] == *value), "{asked:?}");
+    let rules = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]);
+    assert_eq!(manifests.one("Role")["rules"], rules);
+    let binding = manifests.one("RoleBinding");
+    assert_eq!(binding["roleRef"]["name"], manifests.one("Role")["metadata"]["name"]);
+    assert_eq!(binding["subjects"][0]["name"], manifests.one("ServiceAccount")["metadata"]["name"]);
+    assert_eq!(manifests.pod()["spec"]["serviceAccountName"], binding["subjects"][0]["name"]);
 }
 
 #[test]

@@ -15,7 +15,10 @@ use serde_saphyr::{Location, Spanned};
 
 use super::file::{File, Text};
 use super::scalar::{address, duration};
-use super::{ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Problem, litellm};
+use super::{
+    ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Pods, Problem, SERVICE_ACCOUNT,
+    litellm,
+};
 
 pub(super) mod deployment;
 mod kind;
@@ -66,6 +69,7 @@ pub(super) fn check(
 }
 
 /// A setting somebody made, and where.
+#[derive(Clone)]
 struct Setting {
     text: String,
     place: String,
@@ -201,6 +205,7 @@ impl Check<'_> {
         let path = key_file.as_ref().map(|setting| PathBuf::from(&setting.text));
         let keys = key_file.and_then(|setting| self.keys(&setting)).unwrap_or_else(KeyRing::unkeyed);
         let seeds = self.seeds(file.seeds, flags, listen, advertise);
+        let pods = self.pods(file.pods, &seeds);
         if seeds != Seeds::Alone
             && !keys.is_keyed()
             && !file.insecure
@@ -221,6 +226,7 @@ impl Check<'_> {
             listen,
             advertise,
             seeds,
+            pods,
             interval: self.duration(file.interval, "gossip.interval", ms(100), (ms(10), ms(10_000))),
             keys,
             key_file: path,
@@ -304,6 +310,35 @@ impl Check<'_> {
             Some(_) => {}
         }
         Seeds::Static(addresses)
+    }
+
+    /// Returns where the fleet's pods are asked for, if they are.
+    fn pods(&mut self, file: Text, seeds: &Seeds) -> Option<Pods> {
+        let setting = self.pick(&None, "", "QUOTUM_PODS", file, "gossip.pods")?;
+        if !matches!(seeds, Seeds::Name { .. }) {
+            self.wrong(&setting, "the API server is asked beside a headless name: let gossip.seeds name one");
+            return None;
+        }
+        let label = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !setting.text.split(',').all(label) || !setting.text.contains(['=', '(']) {
+            let message = format!("`{}` is no label selector; write app.kubernetes.io/name=quotum", setting.text);
+            self.wrong(&setting, message);
+            return None;
+        }
+        let (host, port) = ((self.env)("KUBERNETES_SERVICE_HOST"), (self.env)("KUBERNETES_SERVICE_PORT"));
+        let (Some(host), Some(port)) = (host, port) else {
+            self.wrong(
+                &setting,
+                "KUBERNETES_SERVICE_HOST and _PORT are not set: this process is in no pod of Kubernetes",
+            );
+            return None;
+        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let namespace = (self.env)("QUOTUM_NAMESPACE").or_else(|| {
+            let file = Setting { text: format!("{SERVICE_ACCOUNT}/namespace"), ..setting.clone() };
+            self.read(&file).map(|text| text.trim().to_owned())
+        })?;
+        Some(Pods { selector: setting.text, namespace, api: format!("https://{host}:{port}") })
     }
 
     /// Returns the keys of the file; what it holds is never repeated.

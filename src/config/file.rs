@@ -38,6 +38,7 @@ pub(super) struct Gossip {
     pub(super) seeds: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) interval: Text,
     pub(super) key_file: Text,
+    pub(super) pods: Text,
     pub(super) insecure: bool,
     pub(super) absent_for: Text,
     pub(super) on_silence: Text,

@@ -62,6 +62,8 @@ pub(crate) struct Gossip {
     pub(crate) listen: Listen,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) seeds: Seeds,
+    /// On Kubernetes: the API server is asked for the pods, too.
+    pub(crate) pods: Option<Pods>,
     pub(crate) interval: Duration,
     pub(crate) keys: KeyRing,
     /// Where they stand; read again on change.
@@ -72,6 +74,21 @@ pub(crate) struct Gossip {
     pub(crate) patience: Duration,
     pub(crate) first_window: FirstWindow,
 }
+
+/// The fleet's pods on Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pods {
+    /// Their label selector.
+    pub(crate) selector: String,
+    /// The namespace that this pod is in.
+    pub(crate) namespace: String,
+    /// Where the API server is.
+    pub(crate) api: String,
+}
+
+/// What Kubernetes mounts into a pod that may ask the API server: its token, the authority of the
+/// API server and the namespace.
+pub(crate) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// An address to listen at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

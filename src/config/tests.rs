@@ -425,3 +425,27 @@ fn whatever_stands_in_a_file_is_understood_or_refused_with_a_place() {
         }
     }
 }
+
+#[test]
+fn the_api_server_is_asked_beside_a_headless_name_and_inside_kubernetes_only() {
+    let name = "gossip: { insecure: true, seeds: ['quotum-headless:7946'], pods: 'app=quotum' }\n";
+    let inside = |name: &str| match name {
+        "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+        "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+        "QUOTUM_NAMESPACE" => Some("prod".to_owned()),
+        _ => None,
+    };
+    let read = |text: &str| parse(&format!("{text}{}", one_deployment("")), "q.yaml", &inside, &Flags::default());
+    let pods = read(name).unwrap().gossip.pods.unwrap();
+    assert_eq!((pods.api.as_str(), pods.namespace.as_str()), ("https://10.96.0.1:443", "prod"));
+    for (from, to, told) in [
+        ("seeds: ['quotum-headless:7946'], ", "", "beside a headless name"),
+        ("app=quotum", "quotum", "`quotum` is no label selector"),
+        ("app=quotum", "app=quotum, b=c", "is no label selector"),
+    ] {
+        let problems = read(&name.replace(from, to)).unwrap_err().to_string();
+        assert!(problems.contains("gossip.pods") && problems.contains(told), "{problems}");
+    }
+    let outside = problems(&format!("{name}{}", one_deployment("")));
+    assert!(outside.contains("KUBERNETES_SERVICE_HOST"), "{outside}");
+}

@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{Config, Deployment, Listen, Reserve, Source, Timeouts, Unreported};
+use crate::config::{Config, Deployment, Gossip, Listen, Reserve, SERVICE_ACCOUNT, Source, Timeouts, Unreported};
 use crate::telemetry::Telemetry;
 
 /// How long leaving may take after the last request has ended: a few gossip rounds with
@@ -59,6 +59,9 @@ pub(crate) enum StartError {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+    /// The platform's API cannot be asked as configured.
+    #[error("gossip.pods: {0}")]
+    Platform(String),
     /// The operating system refuses something every process needs.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -73,7 +76,7 @@ impl StartError {
     /// Returns the exit code of the process.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Listen { .. } | Self::Join(JoinError::Bind { .. }) => 69,
+            Self::Listen { .. } | Self::Platform(_) | Self::Join(JoinError::Bind { .. }) => 69,
             Self::Build(BuildError::NoEntropy) | Self::Join(JoinError::Randomness(_)) => 1,
             Self::Build(_) | Self::Join(_) => 64,
             Self::Unknown(_) | Self::Tls(_) | Self::Io(_) => 1,
@@ -268,7 +271,7 @@ async fn join(config: &Config, limiter: &Limiter) -> Result<Option<Arc<Cluster>>
         on_silence: gossip.on_silence,
         patience: gossip.patience,
         first_window: gossip.first_window,
-        ..ClusterConfig::new(gossip.seeds.clone())
+        ..ClusterConfig::new(seeds(gossip)?)
     };
     let joined = match (Cluster::join(limiter, cluster.clone(), UdpNet).await, gossip.listen) {
         (Err(JoinError::Bind { source, .. }), Listen::Everywhere(port))
@@ -281,6 +284,30 @@ async fn join(config: &Config, limiter: &Limiter) -> Result<Option<Arc<Cluster>>
         (joined, _) => joined,
     };
     Ok(Some(Arc::new(joined.map_err(StartError::Join)?)))
+}
+
+/// Returns where the others are listed: on Kubernetes by the API server, too, if it may be asked.
+fn seeds(gossip: &Gossip) -> Result<Seeds, StartError> {
+    let (Some(pods), Seeds::Name { host, port }) = (&gossip.pods, &gossip.seeds) else {
+        return Ok(gossip.seeds.clone());
+    };
+    #[cfg(feature = "kube")]
+    {
+        let config = quotum::cluster::discovery::kube::KubeConfig {
+            api: pods.api.clone(),
+            namespace: pods.namespace.clone(),
+            selector: pods.selector.clone(),
+            token_file: Some(format!("{SERVICE_ACCOUNT}/token").into()),
+            ca_file: Some(format!("{SERVICE_ACCOUNT}/ca.crt").into()),
+        };
+        let kube = quotum::cluster::discovery::kube::Kube::new(Arc::new(UdpNet), host, *port, config);
+        Ok(Seeds::By(Arc::new(kube.map_err(StartError::Platform)?)))
+    }
+    #[cfg(not(feature = "kube"))]
+    {
+        let _ = (pods, host, port, SERVICE_ACCOUNT);
+        Err(StartError::Platform("this quotum was built without the feature `kube`".into()))
+    }
 }
 
 /// Prints the addresses: the one line scripts wait for.

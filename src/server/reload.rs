@@ -185,6 +185,7 @@ fn fixed(running: &Config, read: &Config) -> Vec<&'static str> {
         ("gossip.listen", a.listen != b.listen),
         ("gossip.advertise", a.advertise != b.advertise),
         ("gossip.seeds", a.seeds != b.seeds),
+        ("gossip.pods", a.pods != b.pods),
         ("gossip.interval", a.interval != b.interval),
         ("gossip.key_file", a.key_file != b.key_file),
         ("gossip.insecure", a.insecure != b.insecure),

@@ -6,6 +6,7 @@ the binary's is tested in src/deploy_tests.rs, against the same files.
 
 import base64
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ CASES = {
     "default": NEEDED,
     "everything": NEEDED
     | {
+        "discovery": "kubernetes",
         "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
         "autoscaling": {"enabled": True},
         "config": (CHART / "quotum.yaml").read_text().replace("first_window: wait", "first_window: admit"),
@@ -68,6 +70,7 @@ REFUSED = {
     "type": NEEDED | {"service": {"type": "Ingress"}},
     "key": NEEDED | {"gossip": {"key": "secret"}},
     "drainSeconds": NEEDED | {"drainSeconds": "100s"},
+    "discovery": NEEDED | {"discovery": "consul"},
     "replicas": NEEDED | {"replicas": 0},
 }
 
@@ -177,6 +180,11 @@ def main():
     if base is not None:
         compared = "the base, monitoring and embedded are what the chart renders"
         check(*same("deploy/", base, render(NEEDED)))
+        # The lines that the file tells to take the # away from.
+        commented = (DEPLOY / "kustomization.yaml").read_text()
+        asking = re.sub(r"^#(  - |patches:)", r"\1", commented, flags=re.MULTILINE)
+        asked = kustomized(".", files | {"kustomization.yaml": asking})
+        check(*same("deploy/kubernetes", asked, render(NEEDED | {"discovery": "kubernetes"})))
         monitoring = kustomized("monitoring", {})
         everything = render(NEEDED | {"monitoring": {"enabled": True}})
         of_chart = [document for document in everything if identity(document) in map(identity, monitoring)]

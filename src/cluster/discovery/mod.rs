@@ -7,6 +7,8 @@
 //! a part of one or two put together.
 
 mod dns;
+#[cfg(feature = "kube")]
+pub mod kube;
 mod list;
 mod scripted;
 mod seeds;
