@@ -200,6 +200,35 @@ fn a_restart_in_the_same_slot_proves_the_earlier_process_dead() {
 }
 
 #[test]
+fn a_clock_that_steps_back_between_two_processes_of_a_slot_condemns_nobody_alive() {
+    let mut fleet = Fleet::new(quota(), START + 1_000);
+    let list = [address(0), address(1), address(2)];
+    fleet.offsets.insert(2, 1_900);
+    for pod in 0..3 {
+        let pod = fleet.start(pod, Directory::Static, settings());
+        fleet.list(pod, &list);
+    }
+    fleet.run(3);
+    fleet.kill(2);
+    // Both clocks are within epsilon; the later process has the earlier id.
+    fleet.offsets.insert(2, -1_900);
+    let again = fleet.start(2, Directory::Static, settings());
+    fleet.list(again, &list);
+    fleet.run(10);
+    assert!(fleet.pods[again].id < fleet.pods[2].id);
+    // What the dead process said arrives once more, late.
+    let late: Vec<_> = fleet.sent.iter().filter(|letter| letter.from == 2).cloned().collect();
+    for letter in late {
+        fleet.force(&letter);
+    }
+    let next = START + MINUTE;
+    fleet.run_until(next + 3_000);
+    assert!(fleet.pods[again].joined().is_some(), "{:?}", fleet.pods[again].limiter.status().blocked);
+    assert_eq!(fleet.drain_all(1), LIMIT, "nothing is stranded");
+    assert_eq!(fleet.used(next), LIMIT);
+}
+
+#[test]
 fn a_crash_without_proof_costs_its_share_until_an_operator_forgets_it() {
     let mut fleet = Fleet::joined(quota(), START + 1_000, 3);
     fleet.kill(2);
