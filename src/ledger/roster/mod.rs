@@ -331,7 +331,10 @@ impl Roster {
         } else {
             owed = true;
         }
-        self.prove_by_slot(message.from, &own.slot, now);
+        self.prove_by_slot(now);
+        if own.slot.node == self.slot.node && own.slot.addr != self.slot.addr {
+            self.note_once(RosterNote::DuplicateNode { node: Arc::clone(&own.slot.node), replica: message.from });
+        }
         self.resolve_placeholders();
         self.settle_silence();
         owed
