@@ -85,6 +85,9 @@ pub(crate) enum Canary {
     OldLimitKept,
     ShareInTwoVersions,
     SwitchInsideAWindow,
+    FragmentDropped,
+    WrongKey,
+    PayloadDamaged,
 }
 
 impl Canary {
@@ -189,6 +192,34 @@ impl Canary {
             "switch-inside",
             "a replica switches inside a window, with a share of the new version",
             "limit-change",
+        ),
+        // The same and others in whole pods, opened and sealed again between two of them.
+        (
+            Self::GiftCountedAtEachRepeat,
+            "pods-frame-counted-twice",
+            "a frame counts again each time it is repeated: its gifts are added up",
+            "pods-swarm",
+        ),
+        (
+            Self::GiftToAnother,
+            "pods-gift-to-another",
+            "whole pods: a gift to another is credited here too",
+            "pods-swarm",
+        ),
+        (Self::GiftWithoutDebit, "pods-gift-without-debit", "whole pods: gifts that were never debited", "pods-swarm"),
+        (Self::DoubleSettle, "pods-double-settle", "whole pods: a response's end is settled twice", "pods-swarm"),
+        (
+            Self::FragmentDropped,
+            "pods-fragment-dropped",
+            "a roster whose last fragments are missing is taken for a whole one",
+            "pods-swarm",
+        ),
+        (Self::WrongKey, "pods-wrong-key", "one pod seals with a key that nobody else has", "pods-swarm"),
+        (
+            Self::PayloadDamaged,
+            "pods-payload-damaged",
+            "a byte of every frame of one pod is damaged before it is sealed",
+            "pods-swarm",
         ),
     ];
 

@@ -380,6 +380,7 @@ fn base(seed: u64, rng: &mut Rng, slots: usize, window_s: u64) -> Plan {
         calm_load: 1.0,
         faults: Vec::new(),
         promise: Promise::Zero,
+        keys: Vec::new(),
         sealed: false,
         measure_from: None,
         finale: false,
@@ -410,7 +411,13 @@ fn swarm_faults(seed: u64) -> Plan {
     let rng = &mut rng;
     let slots = rng.pick(&[1, 2, 3, 4, 5, 5, 5, 5, 6, 7, 8]);
     let window_s = rng.pick(&[2, 4, 5, 6, 8, 10]);
+    storm(seed, rng, slots, window_s, 60 * SECOND)
+}
+
+/// A storm of a fleet of this size and windows of this length, and the calm after it.
+fn storm(seed: u64, rng: &mut Rng, slots: usize, window_s: u64, end: Micros) -> Plan {
     let mut plan = base(seed, rng, slots, window_s);
+    plan.end = end;
     let named = rng.chance(0.5);
     let directory = if named { Directory::Name } else { Directory::Static };
     plan.settings = strict_settings(directory, Duration::from_secs(rng.pick(&[6, 10, 60])));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::agree;
 use crate::canary::Canary;
 use crate::catalogue::scenarios;
 use crate::corpus;
@@ -17,7 +18,7 @@ use crate::page::{self, Swept};
 use crate::process;
 use crate::report::{Summary, failure, replay_command};
 use crate::runner::{in_parallel, run_plan, run_seed, scenario, shrink};
-use crate::scenario::Scenario;
+use crate::scenario::{Layer, Scenario};
 
 /// Runs the command with these arguments.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
@@ -38,6 +39,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
         "replay" => replay(&options),
         "list" => list(&options),
         "canaries" => canaries(&options),
+        "agree" => agree(&options),
         other => usage(&format!("{other:?} is no command")),
     }
 }
@@ -127,6 +129,7 @@ fn usage(wrong: &str) -> ExitCode {
     eprintln!("       quotum-sim replay --scenario NAME --seed S [--trace FILE] [--canary NAME]");
     eprintln!("       quotum-sim list");
     eprintln!("       quotum-sim canaries [--seeds MOST] [--canary NAME]");
+    eprintln!("       quotum-sim agree [--scenario NAME] [--seeds N] [--start-seed S]");
     ExitCode::from(64)
 }
 
@@ -176,8 +179,8 @@ fn sweep(options: &Options) -> ExitCode {
 
 fn sweep_one(scenario: &Scenario, options: &Options) -> Summary {
     let began = Instant::now();
-    let heavy = options.scenario == "all" && HEAVY.contains(&scenario.name);
-    let count = options.seeds.min(scenario.most_seeds).min(if heavy { 2 } else { u64::MAX });
+    let heavy = HEAVY.iter().find(|(name, _)| options.scenario == "all" && *name == scenario.name);
+    let count = options.seeds.min(scenario.most_seeds).min(heavy.map_or(u64::MAX, |(_, most)| *most));
     let mut summary = Summary::default();
     let seed_of = |number: usize| options.start_seed + number as u64;
     let is_twice = |number: usize| (number as u64).is_multiple_of(scenario.twice_every);
@@ -295,9 +298,33 @@ fn list(options: &Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Scenarios that take half a minute a seed: a sweep over all runs two of them; by name,
+/// Plays the plans of the turmoil layer on both layers.
+fn agree(options: &Options) -> ExitCode {
+    let mut all = true;
+    let light =
+        |scenario: &&Scenario| options.scenario != "all" || !HEAVY.iter().any(|(name, _)| *name == scenario.name);
+    for scenario in options.scenarios().filter(|scenario| scenario.layer() == Layer::Turmoil).filter(light) {
+        let count = options.seeds.min(scenario.most_seeds);
+        match agree::compare(scenario, options.start_seed, count) {
+            Ok(agreement) => {
+                println!("{:<20} {agreement}", scenario.name);
+                all &= agreement.holds();
+            }
+            Err(violation) => {
+                println!("{:<20} {}: {}", scenario.name, violation.invariant, violation.text);
+                all = false;
+            }
+        }
+    }
+    if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Scenarios that take half a minute a seed: a sweep over all runs so many of them; by name,
 /// as many as are asked for.
-const HEAVY: &[&str] = &["hundred"];
+const HEAVY: &[(&str, u64)] = &[("hundred", 2), ("pods-hundred", 1)];
+
+/// The most seeds of whole pods in which a planted bug is looked for.
+const MOST_OF_PODS: u64 = 60;
 
 /// Plants every bug in turn and counts how many seeds it takes to see it.
 fn canaries(options: &Options) -> ExitCode {
@@ -308,6 +335,7 @@ fn canaries(options: &Options) -> ExitCode {
     let work = |number: usize| {
         let (canary, _, _, name) = *planted[number];
         let scenario = scenario(name)?;
+        let most = if scenario.layer() == Layer::Turmoil { MOST_OF_PODS } else { most };
         (0..most).find_map(|tried| {
             let seed = options.start_seed + tried;
             match run_seed(scenario, seed, false, Some(canary)) {

@@ -57,6 +57,9 @@ pub(crate) enum Fault {
     Limits { percent: u64, pause: Micros },
     /// An operator declares a live replica dead.
     ForgetAlive { slot: usize },
+    /// Somebody with the key tells one pod's chitchat of more replicas than it may know.
+    /// Only whole pods have one.
+    Crowd { slot: usize },
 }
 
 impl Fault {
@@ -87,6 +90,7 @@ impl Fault {
             Self::LyingDirectory => "lying directory",
             Self::Limits { .. } => "limits change",
             Self::ForgetAlive { .. } => "false proof of death",
+            Self::Crowd { .. } => "a crowded chitchat",
         }
     }
 }

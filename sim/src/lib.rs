@@ -10,6 +10,7 @@
 //! Faults, clients, network and checks are the same code (`fleet`); `scenario`, `fault`,
 //! `workload`, `oracle`, `canary` and `report` know no layer.
 
+mod agree;
 mod canary;
 mod catalogue;
 mod central;

@@ -126,6 +126,8 @@ pub(crate) struct Plan {
     pub(crate) calm_load: f64,
     pub(crate) faults: Vec<Scheduled>,
     pub(crate) promise: Promise,
+    /// From when on processes start with which keys, the first of each sealing; empty: one for all.
+    pub(crate) keys: Vec<(Micros, &'static [u8])>,
     /// Whether frames are really sealed and opened; else the codec alone is exercised.
     pub(crate) sealed: bool,
     /// When efficiency is measured: whole windows that start after this.

@@ -52,6 +52,7 @@ impl World {
             Fault::StaleDirectory(by) => self.registry.stale = by,
             Fault::LyingDirectory => self.registry.lies = true,
             Fault::Limits { percent, pause } => self.roll_out(percent, pause),
+            Fault::Crowd { slot } => self.crowd(slot),
             fault => self.begin_death(fault),
         }
     }
@@ -137,6 +138,7 @@ impl World {
     fn pause(&mut self, slot: usize, paused: bool) {
         for replica in self.replicas.iter_mut().filter(|replica| replica.slot == slot) {
             replica.paused = paused;
+            replica.free_since = self.at;
         }
         if let Some((pods, addr)) = self.pods.as_mut().zip(self.slots.get(slot)) {
             pods.set_stuck(*addr, paused && self.by_addr.contains_key(addr));

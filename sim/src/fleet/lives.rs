@@ -38,6 +38,7 @@ impl World {
             offset_ms,
             drift_ppm,
             paused: false,
+            free_since: self.at,
             behind_ms: 0,
             process: None,
             left_behind: Vec::new(),
@@ -90,13 +91,14 @@ impl World {
         let version = self.version_of(self.replicas[number].slot);
         let knows = !self.versions[version].is_empty();
         let limiter = self.limiter(&clock, version);
+        let keys = self.keys(number);
         let drive = match &mut self.pods {
             None => {
                 limiter.attach(id, slot.clone(), settings, self.plan.interval);
                 Drive::Hand(Box::new(Hand::new(id)))
             }
             Some(pods) => {
-                let config = pods::config(&self.plan, &self.slots, addr);
+                let config = pods::config(&self.plan, &self.slots, addr, keys);
                 Drive::Pod(pods.start(number, limiter.clone(), config))
             }
         };
@@ -184,6 +186,7 @@ impl World {
             };
         if done || self.at >= since + self.plan.drain {
             self.replicas[replica].left_in_order = done;
+            self.reach(if done { "left in order" } else { "cut off while it left" });
             self.die(replica);
         }
     }

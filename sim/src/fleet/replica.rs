@@ -35,6 +35,8 @@ pub(super) struct Replica {
     pub(super) offset_ms: i64,
     pub(super) drift_ppm: i64,
     pub(super) paused: bool,
+    /// Since when it is not paused.
+    pub(super) free_since: Micros,
     /// How far the clock is behind until the first look: a canary's.
     pub(super) behind_ms: i64,
     pub(super) process: Option<Process>,

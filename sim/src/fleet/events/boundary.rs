@@ -38,24 +38,17 @@ impl World {
         if canary == Canary::AnswersLost && self.replicas[replica].slot == 0 {
             transmits.retain(|transmit| !matches!(transmit.message, Message::Roster(_)));
         }
-        for transmit in &mut transmits {
-            match &mut transmit.message {
-                Message::Row(row) if row.replica == me => match canary {
-                    // A twentieth is what elastic allows at least in its scenario.
-                    Canary::AllowanceGivenAway => row.given.iter_mut().for_each(|(_, total)| *total += *total / 10 + 1),
-                    Canary::DroppedHits => row.reserved -= row.reserved / 8,
-                    Canary::GiftWithoutDebit => row.given.iter_mut().for_each(|(_, total)| *total += *total / 20 + 1),
-                    _ => {}
-                },
-                Message::Roster(roster) => falsify(canary, Arc::make_mut(roster)),
-                _ => {}
-            }
-        }
+        transmits.iter_mut().for_each(|transmit| misspeak(canary, me, &mut transmit.message));
         transmits
     }
 
     /// What a replica hears, as it reaches it.
-    pub(super) fn incoming(&mut self, replica: usize, from: ReplicaId, mut messages: Vec<Message>) -> Vec<Message> {
+    pub(in crate::fleet) fn incoming(
+        &mut self,
+        replica: usize,
+        from: ReplicaId,
+        mut messages: Vec<Message>,
+    ) -> Vec<Message> {
         let Some(canary) = self.boundary.canary else { return messages };
         let me = self.replicas[replica].id;
         let local = self.replicas[replica].local_ms(self.at, self.plan.phase);
@@ -131,7 +124,26 @@ impl Boundary {
     }
 }
 
+/// Falsifies what a replica says.
+pub(in crate::fleet) fn misspeak(canary: Canary, me: ReplicaId, message: &mut Message) {
+    match message {
+        Message::Row(row) if row.replica == me => match canary {
+            // A twentieth is what elastic allows at least in its scenario.
+            Canary::AllowanceGivenAway => row.given.iter_mut().for_each(|(_, total)| *total += *total / 10 + 1),
+            Canary::DroppedHits => row.reserved -= row.reserved / 8,
+            Canary::GiftWithoutDebit => row.given.iter_mut().for_each(|(_, total)| *total += *total / 20 + 1),
+            _ => {}
+        },
+        Message::Roster(roster) => falsify(canary, Arc::make_mut(roster)),
+        _ => {}
+    }
+}
+
 fn falsify(canary: Canary, roster: &mut RosterMessage) {
+    if canary == Canary::FragmentDropped {
+        let half = roster.members.len() / 2;
+        roster.members.truncate(half);
+    }
     for member in &mut roster.members {
         match canary {
             Canary::AckOfZero => member.counts = Timestamp::ZERO,

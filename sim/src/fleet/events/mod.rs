@@ -15,7 +15,7 @@ use quotum::cluster::outbox::{Outbox, Parcel};
 use quotum::cluster::wire;
 use quotum::ledger::{Contact, Ledger, Message, Note, Proof, ReplicaId, RosterNote, Transmit};
 
-pub(super) use self::boundary::Boundary;
+pub(super) use self::boundary::{Boundary, misspeak};
 use super::network::{Bytes, Datagram};
 use super::queue::Event;
 use super::replica::{Drive, Process};

@@ -10,6 +10,8 @@
 //! until it waits for something, then the world carries what they sent.
 
 mod net;
+mod observe;
+mod tamper;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -74,6 +76,12 @@ struct Seen {
     left: Cell<bool>,
     /// Why it could not join.
     failed: RefCell<Option<String>>,
+    /// What it is part of, to be asked for its counts.
+    cluster: RefCell<Option<Rc<Cluster>>>,
+    /// How many of the plan's key rings it has been given.
+    rings: Cell<usize>,
+    /// Since when its failure detector does not run.
+    unwell_since: Cell<Option<Micros>>,
 }
 
 impl Pod {
@@ -102,7 +110,7 @@ impl Pods {
         let sim = turmoil::Builder::new()
             .epoch(epoch)
             .rng_seed(plan.seed)
-            .tick_duration(Duration::from_micros(STEP))
+            .tick_duration(Duration::from_micros(step_of(plan)))
             .simulation_duration(Duration::from_micros(plan.end) + Duration::from_secs(1))
             .build();
         Self { sim, wire: Wire::default(), hosts: BTreeMap::new() }
@@ -157,12 +165,13 @@ async fn process(start: Option<Start>) -> turmoil::Result {
         return Ok(());
     };
     let cluster = match Cluster::join(&limiter, config, net).await {
-        Ok(cluster) => cluster,
+        Ok(cluster) => Rc::new(cluster),
         Err(error) => {
             *seen.failed.borrow_mut() = Some(error.to_string());
             return Ok(());
         }
     };
+    *seen.cluster.borrow_mut() = Some(Rc::clone(&cluster));
     seen.me.set(Some(cluster.me()));
     while let Some(order) = orders.recv().await {
         match order {
@@ -178,7 +187,7 @@ async fn process(start: Option<Start>) -> turmoil::Result {
 }
 
 /// What a process at an address is configured with.
-pub(super) fn config(plan: &Plan, slots: &[SocketAddr], addr: SocketAddr) -> ClusterConfig {
+pub(super) fn config(plan: &Plan, slots: &[SocketAddr], addr: SocketAddr, keys: KeyRing) -> ClusterConfig {
     let settings = &plan.settings;
     let seeds = match settings.directory {
         Directory::Name => Seeds::Name { host: "fleet".into(), port: PORT },
@@ -192,7 +201,7 @@ pub(super) fn config(plan: &Plan, slots: &[SocketAddr], addr: SocketAddr) -> Clu
         listen: SocketAddr::new(addr.ip(), port),
         advertise: Some(addr),
         interval: plan.interval,
-        keys: KeyRing::of(super::KEY),
+        keys,
         absent_for: settings.absent_for,
         on_silence: settings.on_silence,
         patience: settings.patience,
@@ -204,8 +213,9 @@ pub(super) fn config(plan: &Plan, slots: &[SocketAddr], addr: SocketAddr) -> Clu
 impl World {
     /// Carries the plan out to its end, or to a violation.
     pub(super) fn run_pods(&mut self) {
+        let step = step_of(&self.plan);
         while self.at < self.plan.end && self.oracle.violation.is_none() {
-            let until = self.at - self.at % STEP + STEP;
+            let until = self.at - self.at % step + step;
             while let Some((at, event)) = self.queue.pop_before(until) {
                 self.at = at;
                 self.step(event);
@@ -229,6 +239,7 @@ impl World {
             self.oracle.violated(self.at, "a datagram fits", || format!("{length} bytes were to be sent"));
         }
         for sent in sent {
+            let sent = self.tampered(sent);
             let Some(from_slot) = super::faults::slot_of(sent.from) else { continue };
             self.trace.note(&[14, from_slot as u64, self.at]);
             self.trace.note_bytes(&sent.bytes);
@@ -262,31 +273,14 @@ impl World {
         self.trace.note(&[15, replica as u64, id.bits() as u64]);
         self.line(Some(replica), || format!("is {id}"));
     }
-
-    /// Looks at what a process's ledger says of the fleet: the loop takes its notes.
-    pub(super) fn observe(&mut self, replica: usize) {
-        let Some(process) = &self.replicas[replica].process else { return };
-        if !process.is_running() {
-            return;
-        }
-        let status = process.limiter.status();
-        let gone = status.peers.iter().filter(|peer| peer.gone.is_some()).map(|peer| peer.id);
-        let news: Vec<(usize, ReplicaId)> =
-            gone.map(|id| (replica, id)).filter(|death| !self.deaths.contains(death)).collect();
-        let joined = status.joined.is_some() && self.joined.insert(replica);
-        if joined {
-            self.reach("joined");
-        }
-        if joined || !news.is_empty() {
-            self.last_change = self.at;
-            self.line(Some(replica), || format!("joined {:?}, knows as gone now {news:?}", status.joined));
-        }
-        if !news.is_empty() {
-            self.reach("gone");
-        }
-        self.deaths.extend(news);
-    }
 }
 
 /// How long a step is: what tokio's timers can tell apart.
 const STEP: Micros = 1_000;
+
+/// The same for large fleets, where every host costs at every step.
+const LONG_STEP: Micros = 5_000;
+
+fn step_of(plan: &Plan) -> Micros {
+    if plan.slots < 50 { STEP } else { LONG_STEP }
+}
