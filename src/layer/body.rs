@@ -68,10 +68,44 @@ pub struct Metered<B> {
     charge: Charge,
     dialect: Arc<dyn Dialect>,
     form: Form,
-    idle: Duration,
-    silence: Pin<Box<Sleep>>,
+    silence: Silence,
     /// What is still to be said before the body ends or fails.
     end: End,
+}
+
+/// How long nothing may come, and since when nothing has.
+///
+/// The timer is set when it is first waited for, and again only when it has run out: most pieces
+/// cost a look at the clock.
+#[derive(Debug)]
+struct Silence {
+    most: Duration,
+    since: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    fn new(most: Duration) -> Self {
+        Self { most, since: Instant::now(), timer: None }
+    }
+
+    /// Notes that something came.
+    fn broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Resolves once nothing has come for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(ends) = self.since.checked_add(self.most) else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= ends {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(ends);
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -88,7 +122,7 @@ impl<B> Metered<B> {
         if matches!(form, Form::Stream { .. }) {
             charge.stream();
         }
-        Self { inner, charge, dialect, form, idle, silence: Box::pin(tokio::time::sleep(idle)), end: End::NotYet }
+        Self { inner, charge, dialect, form, silence: Silence::new(idle), end: End::NotYet }
     }
 
     /// Reads a piece of the answer and returns what of it the caller gets.
@@ -125,7 +159,9 @@ impl<B> Metered<B> {
                 if *failed {
                     charge.settle_failed();
                 } else {
-                    charge.streamed(dialect.text_bytes(answer));
+                    if !charge.is_told() {
+                        charge.streamed(dialect.text_bytes(answer));
+                    }
                     charge.settle();
                 }
             }
@@ -146,7 +182,7 @@ impl<B> Metered<B> {
         }
         if matches!(self.form, Form::Stream { .. }) {
             self.end = End::Failing(why);
-            self.silence.as_mut().reset(Instant::now() + LAST_WORDS);
+            self.silence = Silence::new(LAST_WORDS);
             return Poll::Ready(Some(Ok(Frame::data(self.dialect.cut(why).into()))));
         }
         self.end = End::Done;
@@ -181,7 +217,7 @@ where
         match this.end {
             End::NotYet => {}
             End::Failing(why) => {
-                ready!(this.silence.as_mut().poll(cx));
+                ready!(this.silence.poll(cx));
                 this.end = End::Done;
                 return Poll::Ready(Some(Err(why.into())));
             }
@@ -189,7 +225,7 @@ where
         }
         loop {
             let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-                ready!(this.silence.as_mut().poll(cx));
+                ready!(this.silence.poll(cx));
                 return this.broke("the upstream stopped in the middle of its answer");
             };
             let frame = match frame {
@@ -201,7 +237,7 @@ where
                 Some(Err(_)) => return this.broke("the upstream broke off its answer"),
                 Some(Ok(frame)) => frame,
             };
-            this.silence.as_mut().reset(Instant::now() + this.idle);
+            this.silence.broken();
             let Ok(bytes) = frame.into_data() else { continue };
             let passed = this.read(bytes);
             if !matches!(this.form, Form::Stream { .. }) && this.inner.is_end_stream() {

@@ -259,6 +259,11 @@ impl Charge {
         }
     }
 
+    /// Returns whether the answer has told its use: then it is not counted.
+    pub fn is_told(&self) -> bool {
+        self.tally.usage().is_some()
+    }
+
     /// Returns whether it is settled: what is told after that changes nothing.
     pub fn is_settled(&self) -> bool {
         self.permit.is_none()

@@ -4,9 +4,11 @@
 //! refusal says. The invariant it keeps: every no says whose it is, what to do and,
 //! where trying again can help, when.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use crate::{Claim, Denied, Standing, Unit};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
@@ -214,87 +216,98 @@ pub fn is_rate_limit(name: &HeaderName) -> bool {
 ///
 /// Of several quotas of one unit the one with the least left speaks.
 pub fn set_standings(headers: &mut HeaderMap, standings: &[Standing], family: Family) {
-    for (unit, ours, theirs) in HEADERS {
-        let of_unit = standings.iter().filter(|standing| standing.quota.unit() == unit);
+    for (unit, ours, theirs) in &HEADERS {
+        let of_unit = standings.iter().filter(|standing| standing.quota.unit() == *unit);
         let Some(standing) = of_unit.min_by_key(|standing| standing.remaining()) else { continue };
-        let (limit, left) = (HeaderValue::from(standing.limit), HeaderValue::from(standing.remaining()));
+        let (limit, left) = (standing.limit.to_string(), standing.remaining().to_string());
         if family == Family::Anthropic {
-            let ends = standing.window_end;
-            set(headers, theirs, [Some(limit.clone()), Some(left.clone()), value(&date::rfc3339(ends.unix_ms()))]);
+            let ends = date::rfc3339(standing.window_end.unix_ms());
+            set(headers, theirs, [limit.clone(), left.clone(), ends]);
         }
-        set(headers, ours, [Some(limit), Some(left), value(&go_duration(standing.resets_in))]);
+        set(headers, ours, [limit, left, go_duration(standing.resets_in)]);
     }
 }
 
-fn value(text: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(text).ok()
-}
-
-fn set(headers: &mut HeaderMap, names: [&'static str; 3], values: [Option<HeaderValue>; 3]) {
-    for (name, value) in names.into_iter().zip(values) {
-        if let Some(value) = value {
+fn set(headers: &mut HeaderMap, names: &[HeaderName; 3], values: [String; 3]) {
+    for (name, value) in names.iter().zip(values) {
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
             headers.insert(name, value);
         }
     }
 }
 
+const fn names(names: [&'static str; 3]) -> [HeaderName; 3] {
+    let [limit, remaining, reset] = names;
+    [HeaderName::from_static(limit), HeaderName::from_static(remaining), HeaderName::from_static(reset)]
+}
+
 /// Limit, remaining and reset of each unit, as OpenAI's family and as Anthropic's has them.
-const HEADERS: [(Unit, [&str; 3], [&str; 3]); 4] = [
+static HEADERS: [(Unit, [HeaderName; 3], [HeaderName; 3]); 4] = [
     (
         Unit::Tokens,
-        ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
-        [
+        names(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
+        names([
             "anthropic-ratelimit-tokens-limit",
             "anthropic-ratelimit-tokens-remaining",
             "anthropic-ratelimit-tokens-reset",
-        ],
+        ]),
     ),
     (
         Unit::Requests,
-        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
-        [
+        names(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
+        names([
             "anthropic-ratelimit-requests-limit",
             "anthropic-ratelimit-requests-remaining",
             "anthropic-ratelimit-requests-reset",
-        ],
+        ]),
     ),
     (
         Unit::InputTokens,
-        ["x-ratelimit-limit-input-tokens", "x-ratelimit-remaining-input-tokens", "x-ratelimit-reset-input-tokens"],
-        [
+        names([
+            "x-ratelimit-limit-input-tokens",
+            "x-ratelimit-remaining-input-tokens",
+            "x-ratelimit-reset-input-tokens",
+        ]),
+        names([
             "anthropic-ratelimit-input-tokens-limit",
             "anthropic-ratelimit-input-tokens-remaining",
             "anthropic-ratelimit-input-tokens-reset",
-        ],
+        ]),
     ),
     (
         Unit::OutputTokens,
-        ["x-ratelimit-limit-output-tokens", "x-ratelimit-remaining-output-tokens", "x-ratelimit-reset-output-tokens"],
-        [
+        names([
+            "x-ratelimit-limit-output-tokens",
+            "x-ratelimit-remaining-output-tokens",
+            "x-ratelimit-reset-output-tokens",
+        ]),
+        names([
             "anthropic-ratelimit-output-tokens-limit",
             "anthropic-ratelimit-output-tokens-remaining",
             "anthropic-ratelimit-output-tokens-reset",
-        ],
+        ]),
     ),
 ];
 
 /// Returns a duration as OpenAI's headers write it: `84ms`, `1.146s`, `6m0s`.
 fn go_duration(duration: Duration) -> String {
-    let ms = duration.as_millis();
-    if ms < 1_000 {
+    let (seconds, ms) = (duration.as_secs(), duration.subsec_millis());
+    if seconds == 0 {
         return format!("{ms}ms");
     }
-    let (hours, minutes, rest) = (ms / 3_600_000, ms / 60_000 % 60, ms % 60_000);
-    let mut seconds = format!("{}.{:03}", rest / 1_000, rest % 1_000);
-    while seconds.ends_with('0') {
-        seconds.pop();
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    let mut text = match (hours, minutes) {
+        (0, 0) => format!("{seconds}"),
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    };
+    if ms > 0 {
+        // Writing to a string does not fail.
+        let _ = write!(text, ".{ms:03}");
+        text.truncate(text.trim_end_matches('0').len());
     }
-    let seconds = seconds.trim_end_matches('.');
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, minutes) => format!("{minutes}m{seconds}s"),
-        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
-    }
+    text.push('s');
+    text
 }
 
 #[cfg(test)]
@@ -325,9 +338,15 @@ mod tests {
 
     #[test]
     fn durations_are_written_as_openai_writes_them() {
-        for (ms, text) in
-            [(0, "0ms"), (84, "84ms"), (1_146, "1.146s"), (30_000, "30s"), (360_000, "6m0s"), (3_661_500, "1h1m1.5s")]
-        {
+        for (ms, text) in [
+            (0, "0ms"),
+            (84, "84ms"),
+            (1_146, "1.146s"),
+            (30_000, "30s"),
+            (360_000, "6m0s"),
+            (3_661_500, "1h1m1.5s"),
+            (7_200_020, "2h0m0.02s"),
+        ] {
             assert_eq!(go_duration(Duration::from_millis(ms)), text);
         }
     }

@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Buf;
 use bytes::Bytes;
 
 /// The longest event that is looked into; longer ones pass unread.
@@ -24,33 +23,41 @@ impl Events {
     /// Takes in bytes and returns those that complete events, without the events that
     /// `keep` refuses. `keep` is shown the data of each event; of one that is too long,
     /// all of it that came.
-    pub fn push(&mut self, mut bytes: impl Buf, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
-        while bytes.has_remaining() {
-            let chunk = bytes.chunk();
-            self.pending.extend_from_slice(chunk);
-            let taken = chunk.len();
-            bytes.advance(taken);
-        }
-        let mut passed = Vec::new();
-        let mut start = 0;
-        while let Some(end) = self.event_end(start) {
-            let event = &self.pending[start..end];
-            let data = data(event);
-            if data.is_empty() || keep(&data) {
-                passed.extend_from_slice(event);
+    pub fn push(&mut self, bytes: Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+        // Most pieces are whole events, all of which pass: they are not copied.
+        let mut bytes = match self.pending.is_empty() {
+            true => bytes,
+            false => {
+                self.pending.extend_from_slice(&bytes);
+                Bytes::from(std::mem::take(&mut self.pending))
             }
-            start = end;
-            self.scanned = end;
+        };
+        // What passes when something before it does not.
+        let mut rest = None::<Vec<u8>>;
+        let (mut start, mut scanned) = (0, self.scanned);
+        while let Some(end) = event_end(&bytes, start, scanned) {
+            let event = &bytes[start..end];
+            let data = data(event);
+            let passes = data.is_empty() || keep(&data);
+            match &mut rest {
+                Some(rest) if passes => rest.extend_from_slice(event),
+                None if !passes => rest = Some(bytes[..start].to_vec()),
+                _ => {}
+            }
+            (start, scanned) = (end, end);
         }
-        self.pending.drain(..start);
-        self.scanned = self.pending.len().saturating_sub(3);
-        if self.pending.len() > MAX_EVENT {
+        if bytes.len() - start > MAX_EVENT {
             // It passes whatever it is: the rest of it will.
-            keep(&self.pending);
-            passed.append(&mut self.pending);
-            self.scanned = 0;
+            keep(&bytes[start..]);
+            if let Some(rest) = &mut rest {
+                rest.extend_from_slice(&bytes[start..]);
+            }
+            start = bytes.len();
         }
-        Bytes::from(passed)
+        self.pending = bytes[start..].to_vec();
+        self.scanned = self.pending.len().saturating_sub(3);
+        bytes.truncate(start);
+        rest.map_or(bytes, Bytes::from)
     }
 
     /// Returns what is held back: an event that nothing ended but the stream itself, which
@@ -60,18 +67,16 @@ impl Events {
         let data = data(&rest);
         if data.is_empty() || keep(&data) { Bytes::from(rest) } else { Bytes::new() }
     }
+}
 
-    /// Returns where the event that begins at `start` ends: after an empty line.
-    fn event_end(&self, start: usize) -> Option<usize> {
-        let from = self.scanned.max(start);
-        let bytes = &self.pending;
-        (from..bytes.len())
-            .find(|&at| {
-                bytes[at] == b'\n'
-                    && (bytes[start..at].ends_with(b"\n") || bytes[start..at].ends_with(b"\n\r") || at == start)
-            })
-            .map(|at| at + 1)
-    }
+/// Returns where the event that begins at `start` ends: after an empty line, of which there is none
+/// before `scanned`.
+fn event_end(bytes: &[u8], start: usize, scanned: usize) -> Option<usize> {
+    let ends = |&at: &usize| {
+        let line = &bytes[start..at];
+        bytes[at] == b'\n' && (line.is_empty() || line.ends_with(b"\n") || line.ends_with(b"\n\r"))
+    };
+    (scanned.max(start)..bytes.len()).find(ends).map(|at| at + 1)
 }
 
 /// Returns the data of an event: its `data` lines, joined.
@@ -99,7 +104,7 @@ mod tests {
     fn run(text: &str, size: usize, hide: &str) -> (String, Vec<String>) {
         let (mut events, mut passed, mut seen) = (Events::default(), Vec::new(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
-            let bytes = events.push(piece, |data| {
+            let bytes = events.push(Bytes::copy_from_slice(piece), |data| {
                 seen.push(String::from_utf8_lossy(data).into_owned());
                 data != hide.as_bytes()
             });
@@ -134,7 +139,7 @@ mod tests {
     fn an_endless_event_passes_and_counts() {
         let mut events = Events::default();
         let mut seen = 0;
-        let bytes = events.push(&vec![b'x'; MAX_EVENT + 1][..], |data| {
+        let bytes = events.push(vec![b'x'; MAX_EVENT + 1].into(), |data| {
             seen += data.len();
             false
         });

@@ -30,10 +30,13 @@ pub(super) fn asked<B>(answer: &Response<B>) -> Option<Duration> {
     // 529 is Anthropic's "overloaded".
     let refuses = matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
         || answer.status().as_u16() == 529;
+    if !refuses {
+        return None;
+    }
     let headers = answer.headers();
     let now = now(headers);
     let pause = retry_after(headers, now).or_else(|| reset(headers, now));
-    pause.filter(|pause| refuses && !pause.is_zero())
+    pause.filter(|pause| !pause.is_zero())
 }
 
 fn retry_after(headers: &HeaderMap, now: Duration) -> Option<Duration> {

@@ -13,13 +13,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::uri::PathAndQuery;
+use axum::http::uri::{PathAndQuery, Scheme};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
-use hyper_util::client::legacy::{Client as HyperClient, Error};
+use hyper_util::client::legacy::{Client as HyperClient, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::config::{Deployment, Timeouts};
@@ -41,11 +41,9 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 
-type Sending = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Error>> + Send>>;
-
 /// An HTTP client over whatever connector it was built with.
 #[derive(Clone)]
-pub(crate) struct Client(Arc<dyn Fn(Request<Outgoing>) -> Sending + Send + Sync>);
+pub(crate) struct Client(Arc<dyn Fn(Request<Outgoing>) -> ResponseFuture + Send + Sync>);
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,21 +52,14 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Returns a client over this connector: real sockets, or a simulated network.
+    /// Returns a client over this connector: a simulated network.
+    #[cfg(test)]
     pub(crate) fn over<C>(connector: C) -> Self
     where
         C: Connect + Clone + Send + Sync + 'static,
     {
-        let client = HyperClient::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(KEEP_IDLE)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(ALIVE_EVERY)
-            .http2_keep_alive_timeout(ALIVE_WITHIN)
-            .build(connector);
-        Self(Arc::new(move |request| Box::pin(client.request(request))))
+        let client = over(connector);
+        Self(Arc::new(move |request| client.request(request)))
     }
 
     /// Returns a client over TCP, with TLS where the scheme asks for it, and with HTTP/2
@@ -78,10 +69,29 @@ impl Client {
         tcp.set_connect_timeout(Some(timeouts.connect));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        Self::over(
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp),
-        )
+        let secure = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions();
+        // A connection that might have TLS is as large as one that has.
+        let (plain, secure) = (over(tcp.clone()), over(secure.wrap_connector(tcp)));
+        Self(Arc::new(move |request| match request.uri().scheme() == Some(&Scheme::HTTPS) {
+            true => secure.request(request),
+            false => plain.request(request),
+        }))
     }
+}
+
+fn over<C>(connector: C) -> HyperClient<C, Outgoing>
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    HyperClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(KEEP_IDLE)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(ALIVE_EVERY)
+        .http2_keep_alive_timeout(ALIVE_WITHIN)
+        .build(connector)
 }
 
 /// Why there is no answer.

@@ -25,19 +25,25 @@ impl<'a> Fields<'a> {
 
     /// Returns the object with one field set, every other byte of the values as it was.
     pub(super) fn with(&self, name: &str, value: &str) -> Bytes {
-        let mut text = String::from("{");
-        let quoted = |name: &str| serde_json::Value::from(name).to_string();
-        let others = self.0.iter().filter(|(field, _)| field != name);
-        for (field, other) in others {
-            text.push_str(&quoted(field));
-            text.push(':');
-            text.push_str(other.get());
-            text.push(',');
+        // Names grow by what is escaped in them; most have nothing that is.
+        let long = |name: &str, value: &str| name.len() + value.len() + r#""":,"#.len();
+        let others = || self.0.iter().filter(|(field, _)| field != name);
+        let length: usize = others().map(|(field, other)| long(field, other.get())).sum();
+        let mut text = Vec::with_capacity(1 + length + long(name, value));
+        let mut put = |before: u8, name: &str, value: &str| {
+            text.push(before);
+            // Writing to memory does not fail.
+            let _ = serde_json::to_writer(&mut text, name);
+            text.push(b':');
+            text.extend_from_slice(value.as_bytes());
+        };
+        let mut before = b'{';
+        for (field, other) in others() {
+            put(before, field, other.get());
+            before = b',';
         }
-        text.push_str(&quoted(name));
-        text.push(':');
-        text.push_str(value);
-        text.push('}');
+        put(before, name, value);
+        text.push(b'}');
         Bytes::from(text)
     }
 }

@@ -4,9 +4,11 @@
 //! The invariant it keeps: prompt and cap are upper bounds, each as far as `prompt.rs`
 //! has one.
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::fields::Fields;
@@ -83,8 +85,8 @@ fn prompt(fields: &Fields<'_>, model: &str) -> Result<u64, BadRequest> {
 pub(super) fn chunk(event: &[u8]) -> Event {
     #[derive(Deserialize)]
     struct Chunk<'a> {
-        #[serde(default, borrow)]
-        choices: Option<Vec<&'a RawValue>>,
+        #[serde(default)]
+        choices: Option<Choices>,
         #[serde(default, borrow)]
         usage: Option<&'a RawValue>,
         #[serde(default)]
@@ -96,10 +98,10 @@ pub(super) fn chunk(event: &[u8]) -> Event {
     let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(event) else { return Event::unread(event) };
     let report = Report::of(chunk.usage);
     let choices = chunk.choices.unwrap_or_default();
-    let only_usage = report != Report::None && choices.is_empty();
+    let only_usage = report != Report::None && choices.count == 0;
     Event {
         report,
-        text_bytes: choices.iter().map(|choice| generated(choice)).sum(),
+        text_bytes: choices.bytes,
         only_usage,
         // Some upstreams report with every chunk what was used so far: the last report
         // counts, and one without text is the last.
@@ -111,13 +113,41 @@ pub(super) fn chunk(event: &[u8]) -> Event {
 /// Returns an upper bound of the tokens generated in all choices of an answer.
 pub(super) fn choices_bytes(answer: &[u8]) -> u64 {
     #[derive(Deserialize)]
-    struct Answer<'a> {
-        #[serde(borrow)]
-        choices: Vec<&'a RawValue>,
+    struct Answer {
+        choices: Choices,
     }
-    match serde_json::from_slice::<Answer<'_>>(answer) {
-        Ok(answer) => answer.choices.iter().map(|choice| generated(choice)).sum(),
-        Err(_) => answer.len() as u64,
+    serde_json::from_slice::<Answer>(answer).map_or(answer.len() as u64, |answer| answer.choices.bytes)
+}
+
+/// How many choices there are, and an upper bound of the tokens generated in all of them.
+#[derive(Clone, Copy, Default)]
+struct Choices {
+    count: usize,
+    bytes: u64,
+}
+
+impl<'de> Deserialize<'de> for Choices {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Count;
+
+        impl<'de> Visitor<'de> for Count {
+            type Value = Choices;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of choices")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Choices, A::Error> {
+                let mut choices = Choices::default();
+                while let Some(choice) = seq.next_element::<&'de RawValue>()? {
+                    choices.count += 1;
+                    choices.bytes = choices.bytes.saturating_add(generated(choice));
+                }
+                Ok(choices)
+            }
+        }
+
+        deserializer.deserialize_seq(Count)
     }
 }
 

@@ -162,8 +162,10 @@ fn tally(fields: &Fields<'_>) -> Result<Tally, Lie> {
         serde_json::from_str::<u64>(details.get("cached_tokens")?.get()).ok()
     });
     let sum = |names: &[&str]| {
-        let numbers = names.iter().map(|name| number(name)).collect::<Result<Vec<_>, _>>()?;
-        Ok(numbers.into_iter().flatten().reduce(|a, b| a + b))
+        names.iter().try_fold(None, |sum: Option<u64>, name| {
+            let number = number(name)?;
+            Ok(sum.map_or(number, |sum| Some(sum + number.unwrap_or(0))))
+        })
     };
     // Their cache stands inside the input; whoever repeats it beside means no more.
     let inclusive = number("prompt_tokens")?;
