@@ -35,6 +35,7 @@ pub struct Telemetry {
     estimate_errors: Histogram,
     unreported: Family<Labels, Counter>,
     reloads: Family<Labels, Counter>,
+    turned_away: Family<Labels, Counter>,
     /// Requests that were not sent for the upstream's sake, by deployment and reason.
     refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
@@ -64,6 +65,7 @@ impl Default for Telemetry {
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
             unreported: Family::default(),
             reloads: Family::default(),
+            turned_away: Family::default(),
             refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
@@ -97,6 +99,12 @@ impl Telemetry {
     /// Notes what gossip has carried since the start; without it no traffic is rendered.
     pub fn carried(&self, traffic: Vec<Traffic>) {
         *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = traffic;
+    }
+
+    /// Notes a caller that asked no limit: `connections` if it came over one too many, `headers` if
+    /// its request's head is larger than allowed.
+    pub fn turned_away(&self, why: &'static str) {
+        self.turned_away.get_or_create(&labels(&[("reason", why)])).inc();
     }
 
     /// Notes how long a decision took that needed no wait.
@@ -142,6 +150,8 @@ impl Telemetry {
             self.unreported.clone(),
         );
         registry.register("config_reloads", "Times the configuration was read again", self.reloads.clone());
+        let help = "Connections over max_connections and requests with too large a head, refused before any limit";
+        registry.register("callers_turned_away", help, self.turned_away.clone());
         let refused = limits(&mut registry, status);
         for ((deployment, reason), count) in self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             refused.get_or_create(&labels(&[("deployment", deployment), ("reason", reason)])).inc_by(*count);

@@ -20,16 +20,18 @@ use axum::extract::{ConnectInfo, Request};
 use axum::{BoxError, Router};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
 use super::listen::{Door, stopped};
+use super::tls::Tls;
 use crate::config::Bounds;
 
 /// How often an HTTP/2 caller is asked whether it is still there, and how long it may take
@@ -55,9 +57,23 @@ pub(super) async fn serve(
     from: SocketAddr,
     router: Router,
     door: Arc<Door>,
+    stop: watch::Receiver<bool>,
+) {
+    match &door.tls {
+        None => converse(io, from, router, &door, stop).await,
+        // What is larger than the rule lies elsewhere: every idle connection has its future.
+        Some(tls) => Box::pin(secured(io, from, router, tls, &door, stop)).await,
+    }
+}
+
+async fn secured(
+    io: TcpStream,
+    from: SocketAddr,
+    router: Router,
+    tls: &Tls,
+    door: &Door,
     mut stop: watch::Receiver<bool>,
 ) {
-    let Some(tls) = &door.tls else { return converse(io, from, router, door.bounds, stop).await };
     let handshake = tokio::time::timeout(door.bounds.handshake, tls.accept(io));
     let accepted = tokio::select! {
         biased;
@@ -65,23 +81,30 @@ pub(super) async fn serve(
         accepted = handshake => accepted,
     };
     match accepted {
-        Ok(Ok(io)) => converse(io, from, router, door.bounds, stop).await,
+        Ok(Ok(io)) => converse(io, from, router, door, stop).await,
         Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS"),
         Err(_) => tracing::debug!(%from, "no TLS in time"),
     }
 }
 
 /// Speaks HTTP until the connection ends.
-pub(super) async fn converse<I>(
-    io: I,
-    from: SocketAddr,
-    router: Router,
-    bounds: Bounds,
-    mut stop: watch::Receiver<bool>,
-) where
+pub(super) async fn converse<I>(io: I, from: SocketAddr, router: Router, door: &Door, mut stop: watch::Receiver<bool>)
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let bounds = door.bounds;
     let pulse = Arc::new(Pulse::new());
+    let mut io = Watched { io, pulse: pulse.clone(), ahead: Ahead::default() };
+    // Whoever says nothing in time is treated as whoever says nothing: see `Verdict`.
+    let begins = tokio::time::timeout(bounds.header, io.begins());
+    tokio::select! {
+        biased;
+        () = stopped(&mut stop) => return,
+        _ = begins => {}
+    }
+    if !io.ahead.came().is_empty() {
+        pulse.heard(io.ahead.came());
+    }
     let asked = pulse.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (router, in_flight) = (router.clone(), InFlight::new(&asked));
@@ -92,18 +115,37 @@ pub(super) async fn converse<I>(
             Ok::<_, Infallible>(response.map(|body| Answering { body, _in_flight: in_flight }))
         }
     });
-    let server = server(&bounds);
-    let io = TokioIo::new(Watched { io, pulse: pulse.clone() });
-    let mut connection = pin!(server.serve_connection(io, service));
+    let io = TokioIo::new(io);
+    // Their errors are the caller's: it hung up, or it does not speak HTTP.
+    if pulse.http2.load(Ordering::Relaxed) {
+        let mut connection = Box::pin(http2(&bounds).serve_connection(io, service));
+        let _ = attend(connection.as_mut(), &pulse, &bounds, stop).await;
+        return;
+    }
+    let connection = pin!(http1(&bounds).serve_connection(io, service));
+    if attend(connection, &pulse, &bounds, stop).await.is_err_and(|error| error.is_parse_too_large()) {
+        door.telemetry.turned_away("headers");
+    }
+}
+
+/// Lets a connection go on until it ends by itself or is to end.
+///
+/// By reference: a future that is handed over lies twice in the one that waits for it.
+async fn attend<C: GracefulConnection>(
+    mut connection: Pin<&mut C>,
+    pulse: &Pulse,
+    bounds: &Bounds,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), C::Error> {
     // Since when it is to end.
     let mut ending: Option<Instant> = None;
     loop {
-        let again = match (pulse.verdict(&bounds), ending) {
-            (Verdict::Unread, _) => return,
+        let again = match (pulse.verdict(bounds), ending) {
+            (Verdict::Unread, _) => return Ok(()),
             (Verdict::Late, _) => {
                 pulse.late.store(true, Ordering::Relaxed);
                 let _ = tokio::time::timeout(UNASKED, connection).await;
-                return;
+                return Ok(());
             }
             (Verdict::Quiet, None) => {
                 // HTTP/2 is told first: a request may be on its way.
@@ -111,14 +153,13 @@ pub(super) async fn converse<I>(
                 connection.as_mut().graceful_shutdown();
                 UNASKED
             }
-            (_, Some(since)) if since.elapsed() >= UNASKED && pulse.is_quiet_for(UNASKED) => return,
+            (_, Some(since)) if since.elapsed() >= UNASKED && pulse.is_quiet_for(UNASKED) => return Ok(()),
             (_, Some(_)) => UNASKED,
             (Verdict::Wait(again), None) => again,
         };
         tokio::select! {
             biased;
-            // Its errors are the caller's: it hung up, or it does not speak HTTP.
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => return ended,
             () = stopped(&mut stop), if ending.is_none() => {
                 ending = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
@@ -128,15 +169,25 @@ pub(super) async fn converse<I>(
     }
 }
 
-fn server(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
-    // Twice what is allowed: up to there the proxy can still say what is wrong.
-    let (head, headers) = (bounds.header_bytes.saturating_mul(2), bounds.headers.saturating_mul(2));
-    let mut server = auto::Builder::new(TokioExecutor::new());
+/// Returns the bound of a head's bytes: twice what is allowed, up to where the proxy can still
+/// say what is wrong.
+fn head_bytes(bounds: &Bounds) -> usize {
+    bounds.header_bytes.saturating_mul(2)
+}
+
+fn http1(bounds: &Bounds) -> http1::Builder {
+    let mut server = http1::Builder::new();
     // What its own timer would do does `Pulse`: it tells an idle connection from a slow head.
-    server.http1().header_read_timeout(None).max_headers(headers).max_buf_size(head.max(LEAST_BUFFER));
-    let mut http2 = server.http2();
-    http2.timer(TokioTimer::new()).keep_alive_interval(ALIVE_EVERY).keep_alive_timeout(ALIVE_WITHIN);
-    http2.max_concurrent_streams(bounds.streams).max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
+    server.header_read_timeout(None).max_headers(bounds.headers.saturating_mul(2));
+    server.max_buf_size(head_bytes(bounds).max(LEAST_BUFFER));
+    server
+}
+
+fn http2(bounds: &Bounds) -> http2::Builder<TokioExecutor> {
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server.timer(TokioTimer::new()).keep_alive_interval(ALIVE_EVERY).keep_alive_timeout(ALIVE_WITHIN);
+    server.max_concurrent_streams(bounds.streams);
+    server.max_header_list_size(u32::try_from(head_bytes(bounds)).unwrap_or(u32::MAX));
     server
 }
 
@@ -242,7 +293,7 @@ impl Pulse {
     fn heard(&self, bytes: &[u8]) {
         match self.state.load(Ordering::Relaxed) {
             FRESH => {
-                self.http2.store(bytes.starts_with(b"PRI"), Ordering::Relaxed);
+                self.http2.store(bytes.starts_with(HTTP2), Ordering::Relaxed);
                 self.state.store(READING, Ordering::Relaxed);
             }
             // On HTTP/2 it may be a mere sign of life.
@@ -289,10 +340,53 @@ impl Drop for InFlight {
     }
 }
 
+/// What a connection begins with that speaks HTTP/2, and no other (RFC 9113, 3.4).
+const HTTP2: &[u8] = b"PRI";
+
 /// A connection's bytes on their way.
 struct Watched<I> {
     io: I,
     pulse: Arc<Pulse>,
+    ahead: Ahead,
+}
+
+/// The first bytes, read to know what is spoken and not yet passed on.
+#[derive(Default)]
+struct Ahead {
+    bytes: [u8; HTTP2.len()],
+    len: usize,
+}
+
+impl<I: AsyncRead + Unpin> Watched<I> {
+    /// Reads until it is known what is spoken, or nothing more comes.
+    ///
+    /// hyper can find that out as well; but what it has read for it comes before the rest by itself
+    /// and doubles the buffer of every connection.
+    async fn begins(&mut self) -> io::Result<()> {
+        let Ahead { bytes, len } = &mut self.ahead;
+        while HTTP2.starts_with(&bytes[..*len]) && *len < HTTP2.len() {
+            match self.io.read(&mut bytes[*len..]).await? {
+                0 => break,
+                came => *len += came,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ahead {
+    fn came(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Passes on what fits, and returns whether that was anything.
+    fn pass(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let passed = self.len.min(buf.remaining());
+        buf.put_slice(&self.bytes[..passed]);
+        self.bytes.copy_within(passed.., 0);
+        self.len -= passed;
+        passed > 0
+    }
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
@@ -304,7 +398,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let passed = this.ahead.pass(buf);
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Pending if passed => {}
+            read => ready!(read)?,
+        }
         let came = &buf.filled()[before..];
         if !came.is_empty() && this.pulse.is_idle() {
             this.pulse.heard(came);

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::connection;
 use super::tls::Tls;
 use crate::config::{Bounds, Listen};
+use crate::telemetry::Telemetry;
 
 /// How long to wait when the operating system has no connection to give, mostly because
 /// the process may open no more files.
@@ -28,11 +29,12 @@ content-length: 146\r\nconnection: close\r\n\r\n{\"error\":{\"message\":\"This p
 may; try again.\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 
 /// What callers meet at a port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Door {
     /// `None`: plain HTTP.
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) bounds: Bounds,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// Binds a port.
@@ -81,6 +83,7 @@ pub(crate) async fn serve(
                         let bound = door.bounds.connections;
                         tracing::warn!(bound, "connections are refused: there are max_connections of them");
                     }
+                    door.telemetry.turned_away("connections");
                     refuse(&io, door.tls.is_some());
                 }
                 Ok((io, from)) => {

@@ -34,7 +34,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{Config, Deployment, Gossip, Listen, Reserve, SERVICE_ACCOUNT, Source, Timeouts, Unreported};
+use crate::config::{
+    Bounds, Config, Deployment, Gossip, Listen, Reserve, SERVICE_ACCOUNT, Source, Timeouts, Unreported,
+};
 use crate::telemetry::Telemetry;
 
 /// How long leaving may take after the last request has ended: a few gossip rounds with
@@ -133,12 +135,12 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
         limiter,
         proxy: proxy.clone(),
         admin: admin.clone(),
-        telemetry,
+        telemetry: telemetry.clone(),
         client: Box::new(client),
     };
     let (stop_admin, admin_stopped) = watch::channel(false);
-    let doors = [listen::Door::default(), listen::Door { tls, bounds }];
-    let [admin_door, proxy_door] = doors;
+    let admin_door = listen::Door { tls: None, bounds: Bounds::default(), telemetry: telemetry.clone() };
+    let proxy_door = listen::Door { tls, bounds, telemetry };
     let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_door, admin_stopped));
     let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), proxy_door, stopped));
     tokio::spawn(files.clone().watch());

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
 use hyper::body::Incoming;
 use quotum::layer::parts::refusal::{self, Refusal};
@@ -248,6 +248,7 @@ impl Proxy {
         if headers.len() <= most && bytes <= most_bytes {
             return Ok(());
         }
+        self.telemetry.turned_away("headers");
         let message = format!(
             "The request has {} headers of {bytes} bytes; this proxy takes {most} headers of {most_bytes} bytes.",
             headers.len()
@@ -260,8 +261,10 @@ impl Proxy {
 /// Refuses a body that says it is not JSON.
 fn refuse_type(headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let media_type = parts::media_type(content_type.as_bytes()).to_ascii_lowercase();
-    if media_type.is_empty() || media_type == b"application/json" || media_type.ends_with(b"+json") {
+    let media_type = parts::media_type(content_type.as_bytes());
+    let (_, suffix) = media_type.split_at(media_type.len().saturating_sub(b"+json".len()));
+    let is_json = media_type.eq_ignore_ascii_case(b"application/json") || suffix.eq_ignore_ascii_case(b"+json");
+    if media_type.is_empty() || is_json {
         return Ok(());
     }
     let message = "The body's content-type is not understood here: send application/json.";
@@ -317,16 +320,19 @@ fn pass(
         let message = "The upstream answered with a change of protocol that nobody asked for.";
         return Refusal::upstream(StatusCode::BAD_GATEWAY, message, "upstream_cut").response(dialect.family());
     }
-    let named = named_by_connection(&head.headers);
-    let kept = head.headers.iter().filter(|(name, _)| {
-        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && *name != header::ALT_SVC && !is_one_of(&named, name)
-    });
-    let mut headers: HeaderMap = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let form = parts::form(status, &mut headers, &mut charge, call.hide_usage);
+    let headers = &mut head.headers;
+    let named = named_by_connection(headers);
+    let stays = |name: &HeaderName| {
+        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && name != header::ALT_SVC && !is_one_of(&named, name)
+    };
+    let gone: Vec<HeaderName> = headers.keys().filter(|name| !stays(name)).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
+    let form = parts::form(status, headers, &mut charge, call.hide_usage);
     if status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(refusal::REFUSED_BY, HeaderValue::from_static("upstream"));
     }
-    head.headers = headers;
     head.version = Version::default();
     head.extensions.clear();
     Response::from_parts(head, Body::new(Metered::new(body, charge, dialect, form, served.upstream.idle())))

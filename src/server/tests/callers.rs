@@ -28,8 +28,14 @@ impl Bench {
         let (ours, theirs) = tokio::io::duplex(pipe);
         let (stop, stopped) = watch::channel(false);
         let from = ([127, 0, 0, 1], 1).into();
-        tokio::spawn(converse(theirs, from, self.router.clone(), self.bounds, stopped));
+        let (router, door) = (self.router.clone(), self.door());
+        tokio::spawn(async move { converse(theirs, from, router, &door, stopped).await });
         (ours, stop)
+    }
+
+    /// Returns what callers meet.
+    fn door(&self) -> Door {
+        Door { tls: None, bounds: self.bounds, telemetry: self.telemetry.clone() }
     }
 
     /// Sends this over a connection of its own and returns what comes until it is closed.
@@ -210,8 +216,7 @@ async fn one_connection_too_many_is_refused_until_another_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    let door = Door { tls: None, bounds: bench.bounds };
-    let serving = tokio::spawn(listen::serve(listener, bench.router.clone(), door, stopped));
+    let serving = tokio::spawn(listen::serve(listener, bench.router.clone(), bench.door(), stopped));
     let mut first = TcpStream::connect(at).await.unwrap();
     first.write_all(MODELS.as_bytes()).await.unwrap();
     first.read_u8().await.unwrap();
@@ -221,6 +226,8 @@ async fn one_connection_too_many_is_refused_until_another_ends() {
     let (head, body) = told.split_once("\r\n\r\n").unwrap();
     assert!(head.contains(&format!("content-length: {}", body.len())), "{told}");
     assert_eq!(serde_json::from_str::<Value>(body).unwrap()["error"]["code"], "too_many_connections");
+    let refused = r#"quotum_callers_turned_away_total{reason="connections"} 1"#;
+    assert!(bench.metrics().await.contains(refused));
     first.shutdown().await.unwrap();
     first.read_to_end(&mut Vec::new()).await.unwrap();
     // Its place is free once the task that served it has ended.

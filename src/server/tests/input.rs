@@ -149,9 +149,27 @@ async fn too_many_headers_are_told_so_and_far_too_many_are_cut_off() {
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     }
     assert_eq!((bench.tokens(), bench.requests()), (0, 0));
+    // Two at each of five paths, and those that hyper cut off.
+    assert!(bench.metrics().await.contains(r#"quotum_callers_turned_away_total{reason="headers"} 12"#));
     for headers in [many(15), large(7_000)] {
         let answer = bench.raw(post(CHAT, &headers, &hello().to_string())).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_read_however_its_first_bytes_come() {
+    let bench = Bench::new().await;
+    // It begins as HTTP/2 does.
+    let sent = post(CHAT, "", &hello().to_string());
+    for size in 1..6 {
+        let (mut io, _stop) = bench.connect(1 << 16);
+        for piece in sent.as_bytes().chunks(size) {
+            tokio::io::AsyncWriteExt::write_all(&mut io, piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let answer = super::callers::rest(&mut io).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{size}: {answer}");
     }
 }
 

@@ -62,6 +62,7 @@ struct Bench {
     limiter: Limiter,
     stub: String,
     bounds: Bounds,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Bench {
@@ -94,9 +95,9 @@ impl Bench {
         let client = |deployment: &Deployment| Client::tcp(deployment.timeouts, tls.clone());
         let proxy =
             Proxy::new(&config.deployments, &limiter, credentials.clone(), &config.proxy, telemetry.clone(), client);
-        let admin = Admin::new(limiter.clone(), None, credentials, telemetry, &config.deployments);
+        let admin = Admin::new(limiter.clone(), None, credentials, telemetry.clone(), &config.deployments);
         let bounds = config.proxy.bounds;
-        Self { router: proxy.unwrap().router(), admin: admin.router(), limiter, stub, bounds }
+        Self { router: proxy.unwrap().router(), admin: admin.router(), limiter, stub, bounds, telemetry }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {

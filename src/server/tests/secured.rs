@@ -94,7 +94,8 @@ impl Port {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let door = Door { tls: Some(tls), bounds: config.proxy.bounds };
+        let telemetry = Arc::new(Telemetry::new());
+        let door = Door { tls: Some(tls), bounds: config.proxy.bounds, telemetry };
         let serving = tokio::spawn(listen::serve(listener, router, door, stopped));
         Self { at, certificate, files, stop, serving, folder }
     }
