@@ -28,6 +28,9 @@ use quotum::layer::parts::refusal;
 /// The largest body of a request to forget somebody.
 const MAX_BODY: usize = 4 << 10;
 
+/// How often to look whether the pod has become ready.
+const LOOK_FOR_READINESS: Duration = Duration::from_millis(100);
+
 /// The admin endpoints of one pod.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -72,6 +75,14 @@ impl Admin {
     /// Says from now on that no more traffic should be sent here.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Says once in the log that this pod may take traffic.
+    pub(crate) async fn say_when_ready(self: Arc<Self>) {
+        while self.unready().is_some() {
+            tokio::time::sleep(LOOK_FOR_READINESS).await;
+        }
+        tracing::info!(event = "ready", "ready: may take traffic");
     }
 
     /// Returns the endpoints.

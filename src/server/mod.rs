@@ -126,6 +126,7 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
     let admin =
         admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry.clone(), &config.deployments);
     announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
+    tokio::spawn(admin.clone().say_when_ready());
 
     let bounds = config.proxy.bounds;
     let (linger, drain) = (config.proxy.linger, config.proxy.drain.unwrap_or(Duration::MAX));
@@ -147,7 +148,7 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
     tokio::spawn(reload.watch(files, hangup));
     tokio::select! {
         biased;
-        number = signals.next() => tracing::info!(signal = number, "draining"),
+        number = signals.next() => tracing::info!(event = "draining", signal = number, "told to end: draining"),
         ended = &mut proxy_task => {
             tracing::error!(?ended, "the proxy ended by itself");
         }
@@ -182,7 +183,7 @@ pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), Star
         }
         () = drained => {}
     }
-    tracing::info!("drained");
+    tracing::info!(event = "left", "drained, and left the fleet");
     Ok(())
 }
 
@@ -319,12 +320,15 @@ fn announce(
     cluster: Option<&Cluster>,
     limiter: &Limiter,
 ) -> std::io::Result<()> {
+    let status = limiter.status();
     let line = json!({
         "proxy": proxy.local_addr()?.to_string(),
         "admin": admin.local_addr()?.to_string(),
         "gossip": cluster.map(|cluster| cluster.local_addr().to_string()),
-        "replica": limiter.status().replica.to_string(),
+        "replica": status.replica.to_string(),
     });
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(event = "started", node = status.node, version, "started as replica {}", status.replica);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

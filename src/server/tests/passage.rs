@@ -70,6 +70,22 @@ async fn path_and_query_reach_the_upstream_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn the_trace_context_of_a_caller_reaches_the_upstream() {
+    let (base, mut seen) = saying(fine("", USED_TWELVE)).await;
+    let bench = Bench::with(Extra { upstream: Some(&base), ..Extra::default() }).await;
+    let context = [
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"),
+        ("baggage", "team=platform"),
+    ];
+    bench.chat(hello(), &context).await;
+    let head = seen.recv().await.unwrap();
+    for (name, value) in context {
+        assert!(contains(&head, format!("{name}: {}\r\n", value.to_lowercase()).as_bytes()), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn headers_of_one_connection_stay_on_it_and_the_rest_pass_as_bytes() {
     let answer = fine(
         "Connection: X-Theirs, Close\r\nX-Theirs: 1\r\nAlt-Svc: h3=\":443\"\r\nTrailer: x-late\r\nKeep-Alive: timeout=5\r\n\
