@@ -122,8 +122,8 @@ class Cell:
         self.fleet.wait()
 
     async def run(self, minute: float) -> dict[str, Any]:
-        # What a deployment learns, it has learned before: 30 requests in the minute before.
-        warm = [Sent(-8.0 + number * 0.05, number % self.pods, completion=60 + 6 * number) for number in range(30)]
+        # What a deployment learns, and what LiteLLM loads with its first requests, comes before.
+        warm = [Sent(-25.0 + number * 0.3, number % self.pods, completion=60 + 6 * number) for number in range(30)]
         requests, events = scenario(self.name, self.pods, self.fleet, seed=len(self.name) * 10 + self.pods)
         if self.contender.endswith("Redis gone"):
             assert self.redis is not None
@@ -164,7 +164,7 @@ def compare(cells: list[tuple[str, str, int]], at_once: int) -> list[dict[str, A
             for cell in running:
                 cell.wait()
             # A minute that nobody was asked in, and the end of one before it for the warm-up.
-            minute = next_minute(12.0)
+            minute = next_minute(30.0)
             ran = asyncio.run(all_of([cell.run(minute) for cell in running]))
         finally:
             with ThreadPoolExecutor() as pool:

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,12 +53,17 @@ _ROUTER_WITHIN = 120.0
 class _Attempt:
     """One reservation, and how far its request has come."""
 
-    __slots__ = ("deployment", "number", "sent")
+    __slots__ = ("at", "deployment", "number", "sent")
 
     def __init__(self, number: int, deployment: str) -> None:
         self.number = number
         self.deployment = deployment
         self.sent = False
+        self.at = time.time()
+
+    def is_of_this(self, period: float) -> bool:
+        """Whether it was reserved in the period that runs now."""
+        return self.at // period == time.time() // period
 
 
 # The attempt that runs in this task, and what was asked: the hooks of one attempt share a task.
@@ -74,6 +80,8 @@ class Callback(CustomLogger):
         self.pod = Pod()
         self._limits: dict[str, tuple[Any, ...]] = {}
         self._names: dict[str, str] = {}
+        # Windows are minutes; those of other kinds are cut into parts of whole 5 s.
+        self._periods: dict[str, float] = {}
         self._wrong: str | None = None
         self._starting: asyncio.Task[None] | None = None
         atexit.register(self.pod.leave)
@@ -99,15 +107,16 @@ class Callback(CustomLogger):
     def _declare(self, deployments: Iterable[Mapping[str, Any]]) -> None:
         """Tells the pod which deployments there are, with limits in LiteLLM's three places."""
         declared = []
-        for deployment in deployments:
-            name = self._name(deployment)
-            limits = _limits(deployment)
-            self._limits[name] = limits
-            amounts = {limit: amount for limit, amount in zip(_LIMITS, limits) if amount is not None}
-            if amounts:
-                terms = (deployment.get("model_info") or {}).get("quotum") or {}
-                declared.append({"id": name, **amounts, "model": _model(deployment), "terms": terms})
         try:
+            for deployment in deployments:
+                name = self._name(deployment)
+                limits = _limits(deployment)
+                self._limits[name] = limits
+                amounts = {limit: amount for limit, amount in zip(_LIMITS, limits) if amount is not None}
+                if amounts:
+                    terms = (deployment.get("model_info") or {}).get("quotum") or {}
+                    self._periods[name] = 60.0 if terms.get("kind", "fixed") == "fixed" else 5.0
+                    declared.append({"id": name, **amounts, "model": _model(deployment), "terms": terms})
             self.pod.declare(json.dumps(declared))
             self._wrong = None
         except ValueError as error:
@@ -198,12 +207,13 @@ class Callback(CustomLogger):
 
     async def async_pre_call_check(self, deployment: dict[str, Any], parent_otel_span: Any) -> None:
         asked = _asked.get()
-        if asked is None or _attempt.get() is not None:
+        if asked is None:
             return
         model = str(deployment.get("model_name"))
         try:
-            if self._limited([deployment]):
-                await self._reserve(self._name(deployment), asked[0], asked[1])
+            attempt, name = _attempt.get(), self._name(deployment)
+            if self._limited([deployment]) and (attempt is None or attempt.deployment != name):
+                await self._reserve(name, asked[0], asked[1])
         except Denied as denied:
             # Another deployment had room a moment ago: LiteLLM may try again.
             raise _refusal(model, denied, retry=asked[2] > 1) from None
@@ -216,12 +226,17 @@ class Callback(CustomLogger):
             return
         model = str(kwargs.get("model"))
         try:
-            attempt = _attempt.get()
-            if attempt is None:
-                # Neither of the hooks above ran: the request names its deployment.
-                name = self._names.get(str(about.get("original_model_id") or about["id"]))
-                if name is None or not any(amount is not None for amount in self._limits.get(name, ())):
-                    return
+            attempt, name = _attempt.get(), self._names.get(str(about.get("original_model_id") or about["id"]))
+            if name is None or not any(amount is not None for amount in self._limits.get(name, ())):
+                # It goes where nothing is limited; what was reserved elsewhere is not used.
+                self._supersede()
+                return
+            if attempt is not None and attempt.sent and attempt.deployment == name:
+                # A call inside of the call: one reservation is enough.
+                return
+            if attempt is None or attempt.deployment != name or not attempt.is_of_this(self._periods.get(name, 60.0)):
+                # The request names its deployment, or something after the filter picked another one,
+                # or it took so long that the upstream will count it in another window.
                 api, body = _body(model, kwargs, kwargs.get("messages"))
                 attempt = await self._reserve(name, api, body)
             attempt.sent = True
@@ -235,6 +250,7 @@ class Callback(CustomLogger):
 
     async def _reserve(self, name: str, api: str, body: str) -> _Attempt:
         self._check()
+        self._supersede()
         number, name = await self.pod.reserve([[name]], api, body)
         attempt = _Attempt(number, name)
         _attempt.set(attempt)

@@ -57,13 +57,19 @@ async fn hear(
         // What cannot be understood comes from another version: that worker must not believe
         // that it was heard.
         let Ok(Numbered { number, body }) = serde_json::from_str::<Numbered<Ask>>(&line) else { break };
+        let may_wait = matches!(body, Ask::Reserve(_) | Ask::Room(_));
         let (shared, book, replies) = (shared.clone(), book.clone(), replies.clone());
         let answer = async move {
             let body = shared.answer(&book, body, worker).await;
             // An error is a worker that is gone.
             let _ = replies.send(Numbered { number, body }).await;
         };
-        tokio::spawn(answer);
+        if may_wait {
+            tokio::spawn(answer);
+        } else {
+            // In order: what is declared before a reservation is known when that is decided.
+            answer.await;
+        }
     }
     shared.workers.fetch_sub(1, Ordering::Relaxed);
     book.abandon(worker);

@@ -61,6 +61,9 @@ impl Pod {
             None => {
                 super::book::Book::new(&declared, Arc::new(())).map_err(PyValueError::new_err)?;
                 let runtime = background::runtime()?;
+                // What blocks this pod is said in the log, unless whoever embeds it logs already.
+                let log = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
+                let _ = log.with_writer(std::io::stderr).with_ansi(false).try_init();
                 // Reading a table takes longer than a request should wait.
                 shared
                     .tokenizers()

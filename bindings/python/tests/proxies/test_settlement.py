@@ -23,7 +23,9 @@ class Pod:
         [self.admin, nowhere] = free_ports(2)
         base = self.stub.base
         claude = base.removesuffix("/v1")
-        limits = {"tpm": 10_000_000, "rpm": 100_000}
+        # Without an edge: close to a minute's end a request is charged in both minutes.
+        no_edge = {"quotum": {"edge": 0}}
+        limits = {"tpm": 10_000_000, "rpm": 100_000, "about": no_edge}
         self.proxy = Proxy(
             config(
                 deployment(base, number="gpt", **limits),
@@ -32,6 +34,7 @@ class Pod:
                 deployment(claude, number="claude", model="claude", name="anthropic/claude-stub", **limits),
                 deployment(f"http://127.0.0.1:{nowhere}/v1", number="dead", model="dead", **limits),
                 deployment(base, number="free", model="free"),
+                deployment(base, number="by-id", model="named", tpm=1_000, about=no_edge),
                 router={"num_retries": 1, "fallbacks": [{"dead": ["gpt"]}], "allowed_fails": 1_000},
                 # LiteLLM's own endpoint for metrics, with ours among them.
                 callbacks=["prometheus", "quotum.litellm.handler"],
@@ -206,6 +209,17 @@ def test_a_client_that_hangs_up_in_a_stream_is_charged_for_no_more_than_it_reser
         next(answer.iter_text())
     used = until(lambda: pod.charged("gpt") - before, what="a charge")
     assert 0 < used <= 400
+
+
+def test_a_request_that_names_its_deployment_is_limited_too(pod):
+    # LiteLLM does not filter it.
+    body = {**CHAT, "model": "by-id", "max_tokens": 600}
+    before = pod.charged("by-id")
+    assert pod.proxy.post("/v1/chat/completions", body, **use(50, 120)).status_code == 200
+    assert pod.charged("by-id") - before == 170
+    answer = pod.proxy.post("/v1/chat/completions", {**body, "max_tokens": 2_000})
+    assert answer.status_code == 429, answer.text
+    assert answer.headers["x-quotum-reason"] == "too_large"
 
 
 def test_what_can_never_fit_is_refused_at_once_and_without_a_time_to_come_back(pod):
