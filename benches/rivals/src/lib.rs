@@ -21,4 +21,4 @@ mod process;
 pub use callers::{Ask, Begun, Callers, Failure, open_loop};
 pub use contender::{Contender, contenders};
 pub use measure::{Figures, Times, median, race};
-pub use process::{Folder, Process, free_addrs, quotum};
+pub use process::{Folder, Process, Signal, free_addrs, quotum};

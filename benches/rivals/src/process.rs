@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 
 /// How long a process may take until it listens.
@@ -82,6 +83,22 @@ impl Process {
     pub fn addr(&self, what: &str) -> Result<SocketAddr> {
         let addr = self.line[what].as_str().and_then(|addr| addr.parse().ok());
         addr.ok_or_else(|| Error::other(format!("no address of its {what} in {}", self.line)))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Returns its exit code if it has ended: `None` in it if a signal ended it.
+    ///
+    /// # Errors
+    /// If the operating system does not say.
+    pub fn ended(&mut self) -> Result<Option<Option<i32>>> {
+        Ok(self.child.try_wait()?.map(|status| status.code()))
     }
 
     /// Returns the resident memory of the process and its children, in bytes.
