@@ -499,6 +499,7 @@ fn a_pod_told_to_stop_ends_its_stream_hands_over_and_says_goodbye() {
     let lasts = "x-stub-body-ms: 1500\r\nx-stub-completion-tokens: 90\r\nx-stub-prompt-tokens: 5\r\n";
     let mut stream = send(leaver.addr("proxy"), "POST", "/v1/chat/completions", lasts, &body);
     stream.read_exact(&mut [0; 1]).unwrap();
+    until("its readiness was seen", || fleet.log(0).contains(r#""event":"ready""#));
     leaver.signal("TERM");
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
@@ -629,8 +630,13 @@ fn a_stream_longer_than_the_drain_is_cut_and_the_rights_are_handed_over() {
 }
 
 #[test]
-fn rolling_replacement_of_every_pod_under_load_is_never_over() {
+fn rolling_replacement_of_every_pod_under_load_loses_at_most_a_fiftieth_and_is_never_over() {
     let mut fleet = Fleet::start(&[LIMIT; 3]);
+    // A pod that leaves before it was ever asked takes no share and hands none over, while the others
+    // have counted it: its share of the running window is lost. Not mended yet.
+    for pod in &fleet.pods {
+        assert!(pod.serves());
+    }
     let stop = std::sync::atomic::AtomicBool::new(false);
     let proxies: std::sync::Mutex<Vec<String>> =
         std::sync::Mutex::new(fleet.pods.iter().map(|pod| pod.addr("proxy").to_owned()).collect());
@@ -663,9 +669,7 @@ fn rolling_replacement_of_every_pod_under_load_is_never_over() {
     });
     fleet.exhaust();
     let count = fleet.upstreams_count();
-    // The goal is 98 %, and most runs reach it. In one of about ten on a busy machine a sixth of the
-    // limit is lost, which is not explained yet: so no more than safety is held to here.
-    assert!((LIMIT / 2..=LIMIT).contains(&count), "{count}");
+    assert!((LIMIT * 98 / 100..=LIMIT).contains(&count), "{count}");
 }
 
 /// As [`ask`], of a pod that may be going; `None` if it does not answer.
