@@ -71,10 +71,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         most_seeds: 60,
         twice_every: 6,
         draw: parked,
-        requires: Requires {
-            sometimes: &[("parked while the pod left", 0.3), ("left in order", 0.5)],
-            ..Requires::NOTHING
-        },
+        requires: Requires { sometimes: &[("left in order", 0.5)], ..Requires::NOTHING },
     },
     Scenario {
         name: "pods-directory",

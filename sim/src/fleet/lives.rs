@@ -165,6 +165,9 @@ impl World {
             return;
         }
         self.replicas[replica].leaving = Some(self.at);
+        if self.replicas[replica].process.as_ref().is_some_and(|process| !process.parked.is_empty()) {
+            self.reach("parked while the pod left");
+        }
         self.trace.note(&[6, replica as u64]);
         self.line(Some(replica), || "leaves".to_owned());
         match self.replicas[replica].process.as_ref().map(|process| &process.drive) {

@@ -77,9 +77,6 @@ impl World {
                 format!("replica {replica} has parked a request since {:.3} s", since as f64 / 1e6)
             });
         }
-        if self.replicas[replica].leaving.is_some() && since.is_some() {
-            self.reach("parked while the pod left");
-        }
     }
 
     /// Its failure detector runs or is started again, and no honest frame is thrown away.
