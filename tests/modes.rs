@@ -238,6 +238,43 @@ mod sum {
         assert!(held_back(&fleet) <= 40);
     }
 
+    /// What a replica tells its peers it is offered, in tokens a second.
+    fn demand(fleet: &Fleet) -> u64 {
+        fleet.pods[1].limiter.with_ledger(|ledger, _| ledger.own_rows()[0].demand)
+    }
+
+    #[test]
+    fn a_small_rate_is_measured_as_it_is() {
+        // One token in so many ticks of a tenth of a second.
+        for (every, per_second) in [(1, 10.0), (2, 5.0), (5, 2.0), (20, 0.5)] {
+            let mut fleet = Fleet::joined_in(AUTO, quota(), START + 5_000, 2);
+            let mut sum = 0;
+            for tick in 0..400 {
+                assert!(tick % every != 0 || fleet.pods[1].try_take(1));
+                fleet.run(1);
+                // It takes some seconds to be learned.
+                sum += if tick < 100 { 0 } else { demand(&fleet) };
+            }
+            let mean = sum as f64 / 300.0;
+            assert!((mean - per_second).abs() <= per_second / 20.0, "{mean} for {per_second}");
+            fleet.run(100);
+            assert_eq!(demand(&fleet), 0, "and forgotten");
+        }
+    }
+
+    #[test]
+    fn an_automatic_margin_knows_of_small_rates() {
+        let mut fleet = Fleet::joined_in(AUTO, quota(), START + 5_000, 2);
+        for _ in 0..50 {
+            assert!(fleet.pods[1].try_take(1));
+            fleet.run(1);
+        }
+        cut_all(&mut fleet);
+        fleet.run(10);
+        let held_back = LIMIT - fleet.pods[0].handle.standings()[0].used - spendable(&fleet, 0);
+        assert!((18..=28).contains(&held_back), "twice a second of 10: {held_back}");
+    }
+
     #[test]
     fn nobody_is_asked_for_rights_that_nobody_has() {
         let mut fleet = Fleet::joined_in(TENTH, quota(), START + 5_000, 2);

@@ -83,6 +83,8 @@ pub(super) struct KeyState {
     pub(super) carry: Option<Carry>,
     /// Units offered per second, admitted or not, smoothed over one second.
     pub(super) demand: u64,
+    /// What the demand's rounding left, in thousandths of a unit per second.
+    pub(super) demand_rest: u16,
     /// The mean request in units, smoothed over 16 requests that took the slow path.
     pub(super) typical: u64,
     /// Of closed windows.
@@ -105,6 +107,7 @@ impl KeyState {
             open: Few::default(),
             carry: (!slices.guarded).then(|| Carry::new(slices.lifetime, first)),
             demand: 0,
+            demand_rest: 0,
             typical: 0,
             closed: Counters::default(),
         }

@@ -239,9 +239,12 @@ impl Ledger {
                 account.reserved_at_tick = reserved;
                 account.touched |= reserved > 0;
             }
-            let per_second = u128::from(offered) * 1_000 / u128::from(elapsed_ms);
-            let kept = u128::from(state.demand) * u128::from(1_000 - elapsed_ms);
-            state.demand = ((kept + per_second * u128::from(elapsed_ms)) / 1_000).min(u128::from(u64::MAX / 4)) as u64;
+            // In thousandths. What is no whole unit stays for the next tick: rounded down ten times
+            // a second, ten units a second would read as one.
+            let kept = u128::from(state.demand) * u128::from(1_000 - elapsed_ms) + u128::from(state.demand_rest);
+            let thousandths = kept + u128::from(offered) * 1_000;
+            state.demand = (thousandths / 1_000).min(u128::from(u64::MAX / 4)) as u64;
+            state.demand_rest = (thousandths % 1_000) as u16;
         }
     }
 

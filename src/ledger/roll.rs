@@ -147,7 +147,7 @@ impl Ledger {
             }
         }
         if self.keys[key].open.is_empty() {
-            self.keys[key].demand = 0;
+            (self.keys[key].demand, self.keys[key].demand_rest) = (0, 0);
             self.active.remove(&key);
         }
     }
