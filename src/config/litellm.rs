@@ -474,7 +474,7 @@ impl<'a> Reader<'a> {
         }
         for (name, _) in entry.params.entries().chain(entry.defaults.entries()) {
             if !known(&PARAMS, name) && name != "custom_llm_provider" {
-                self.ignored.insert(format!("litellm_params.{name}"));
+                self.ignored.insert(unread("litellm_params", name));
             }
         }
         // The rest of `model_info` describes the model, and changes nothing there either.
@@ -492,7 +492,7 @@ impl<'a> Reader<'a> {
                 Some(("environment_variables", _)) => {}
                 Some((_, known)) => {
                     let names = Map::of(value).entries().map(|(name, _)| name).filter(|name| !known.contains(name));
-                    self.ignored.extend(names.map(|name| format!("{section}.{name}")));
+                    self.ignored.extend(names.map(|name| unread(section, name)));
                 }
                 None if ["model_list", "include"].contains(&section) => {}
                 None => {
@@ -529,6 +529,17 @@ impl<'a> Reader<'a> {
             self.problem(at, field, format!("`{text}` is not a number between {} and {}", range.0, range.1));
         }
         number
+    }
+}
+
+/// Returns how a setting that is not read is named, with the reason where it has a counterpart
+/// that is.
+fn unread(section: &str, name: &str) -> String {
+    match name {
+        "stream_timeout" => {
+            format!("{section}.{name} (a timeout holds for whole answers and streams alike; use timeout)")
+        }
+        _ => format!("{section}.{name}"),
     }
 }
 

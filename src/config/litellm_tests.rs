@@ -196,6 +196,21 @@ fn an_id_holds_no_secret_and_is_nobody_elses() {
 }
 
 #[test]
+fn a_timeout_of_streams_alone_is_named_with_its_reason() {
+    let text =
+        format!("{}router_settings: {{ stream_timeout: 20 }}\n", one("      timeout: 300\n      stream_timeout: 30\n"));
+    let config = read(&text).unwrap();
+    // A whole answer may take as long as it did there.
+    let Timeouts { first_byte, idle, .. } = config.deployments[0].timeouts;
+    assert_eq!((first_byte, idle), (Duration::from_secs(300), Duration::from_secs(300)));
+    for place in ["litellm_params", "router_settings"] {
+        let named =
+            format!("{place}.stream_timeout (a timeout holds for whole answers and streams alike; use timeout)");
+        assert!(config.remarks.iter().any(|remark| remark.contains(&named)), "{:?}", config.remarks);
+    }
+}
+
+#[test]
 fn variables_come_from_the_file_first() {
     let text = format!("{}environment_variables:\n  KEY: sk-file\n", one("      api_key: os.environ/KEY\n"));
     assert_eq!(read(&text).unwrap().deployments[0].api_key.as_ref().map(Secret::reveal), Some("sk-file"));
