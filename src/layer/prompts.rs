@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 use super::dialect::{Call, Dialect};
 use super::tokenizer::Tokenizer;
 
-/// The longest body that is counted where it was read: 10 us of English, a few
-/// milliseconds of the worst text there is. A longer one is counted aside.
-const AT_ONCE: usize = 4 << 10;
+/// The longest body that is counted where it was read: 30 us of English, 5 ms of the worst
+/// text there is (docs/decisions/0010). A longer one is counted aside.
+const AT_ONCE: usize = 1 << 10;
 
 /// How many prompts are counted aside at once: half of the processors, so that long prompts
 /// delay one another and nobody else.

@@ -53,9 +53,14 @@ const ALLOWANCE: usize = 16;
 /// pieces make it linear.
 const PIECE: usize = 4 << 10;
 
-/// How much text of one request is counted: what lies beyond counts with its bytes. Far above
-/// most contexts, and at most a second of one core for the worst text there is.
-pub(super) const MAX_COUNTED: usize = 1 << 20;
+/// How much text of one request is counted: what lies beyond counts with its bytes. Of ASCII
+/// 256 KiB, 60,000 tokens and more, in at most 40 ms of a core; see [`cost`] for the rest.
+pub(super) const MAX_COUNTED: usize = 256 << 10;
+
+/// How many bytes of ASCII one byte of other text stands for. Characters of all scripts mixed
+/// overflow the memory of the crate's regular expression: 4,500 us/kB where no ASCII takes more
+/// than 152 (docs/decisions/0010). So 51 KiB of the worst text are counted, in 240 ms.
+const OTHER_TEXT: usize = 5;
 
 impl Tokenizer {
     /// Whether texts can be counted: the cargo feature `tokenizer`. Without it bytes are the
@@ -75,8 +80,8 @@ impl Tokenizer {
         found.map_or(Self::Bytes, |(_, tokenizer)| *tokenizer)
     }
 
-    /// Reads the encoding's table, which the first count would do otherwise: some 50 ms and
-    /// 25 MB, once a process.
+    /// Reads the encoding's table, which the first count would do otherwise: 83 ms and 24 MB for
+    /// `o200k_base`, 36 ms and 13 MB for `cl100k_base`, once a process (docs/decisions/0010).
     pub fn load(self) {
         self.count("");
     }
@@ -102,7 +107,7 @@ impl Tokenizer {
         let (mut rest, mut tokens, mut uncounted) = (text, 0, 0);
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(end_of_piece(rest));
-            match left.checked_sub(piece.len()) {
+            match left.checked_sub(cost(piece)) {
                 Some(fewer) => (*left, tokens) = (fewer, tokens + self.count(piece)),
                 None => uncounted += piece.len(),
             }
@@ -128,6 +133,12 @@ impl Tokenizer {
     fn count(self, text: &str) -> usize {
         text.len()
     }
+}
+
+/// Returns how much of what may be counted a piece takes.
+fn cost(piece: &str) -> usize {
+    let other = piece.bytes().filter(|byte| !byte.is_ascii()).count();
+    piece.len() + other * (OTHER_TEXT - 1)
 }
 
 /// Returns where the first piece of a text ends: before a word where there is one, as the

@@ -76,6 +76,15 @@ fn what_is_too_long_to_count_counts_with_its_bytes() {
     assert_eq!(Tokenizer::O200k.bound(&text, &mut 0), text.len() as u64);
 }
 
+#[test]
+fn other_text_than_ascii_takes_more_of_what_may_be_counted() {
+    for (word, times) in [("word", 1), ("слов", OTHER_TEXT)] {
+        let (text, mut left) = (word.repeat(PIECE / word.len()), MAX_COUNTED);
+        Tokenizer::O200k.bound(&text, &mut left);
+        assert_eq!(MAX_COUNTED - left, PIECE * times, "{word}");
+    }
+}
+
 /// Texts that encodings part badly: runs of one letter, of spaces and line ends, marks that
 /// combine, letters of all scripts.
 fn texts() -> impl Strategy<Value = String> {
