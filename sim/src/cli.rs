@@ -17,6 +17,7 @@ use crate::oracle::Violation;
 use crate::page::{self, Swept};
 use crate::process;
 use crate::report::{Summary, failure, replay_command};
+use crate::resume::Progress;
 use crate::runner::{in_parallel, run_plan, run_seed, scenario, shrink};
 use crate::scenario::{Layer, Scenario};
 
@@ -45,7 +46,7 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 /// What the arguments say.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Options {
     scenario: String,
     layer: String,
@@ -56,6 +57,7 @@ struct Options {
     report: Option<PathBuf>,
     trace: Option<PathBuf>,
     canary: Option<Canary>,
+    resume: Option<PathBuf>,
 }
 
 impl Options {
@@ -70,6 +72,7 @@ impl Options {
             report: None,
             trace: None,
             canary: None,
+            resume: None,
         };
         let mut arguments = arguments.iter();
         while let Some(name) = arguments.next() {
@@ -86,6 +89,7 @@ impl Options {
                 "--start-seed" => options.start_seed = number()?,
                 "--seed" => options.seed = number()?,
                 "--report" => options.report = Some(value.into()),
+                "--resume" => options.resume = Some(value.into()),
                 "--trace" => options.trace = Some(value.into()),
                 "--canary" => {
                     options.canary = Some(Canary::named(value).ok_or_else(|| format!("{value:?} is no canary"))?);
@@ -98,6 +102,9 @@ impl Options {
         }
         if options.scenario != "all" && scenario(&options.scenario).is_none() {
             return Err(format!("{:?} is no scenario; `list` names them", options.scenario));
+        }
+        if options.resume.is_some() && (options.scenario == "all" || options.json || options.report.is_some()) {
+            return Err("--resume is for one --scenario, without --json and --report".to_owned());
         }
         Ok(options)
     }
@@ -126,6 +133,7 @@ fn usage(wrong: &str) -> ExitCode {
     eprintln!(
         "usage: quotum-sim sweep [--scenario NAME|all] [--layer events|turmoil|all] [--seeds N] [--start-seed S] [--json] [--report DIR]"
     );
+    eprintln!("       quotum-sim sweep --scenario NAME [--seeds N] [--start-seed S] --resume FILE");
     eprintln!("       quotum-sim replay --scenario NAME --seed S [--trace FILE] [--canary NAME]");
     eprintln!("       quotum-sim list");
     eprintln!("       quotum-sim canaries [--seeds MOST] [--canary NAME]");
@@ -145,10 +153,13 @@ fn sweep(options: &Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(file) = &options.resume {
+        return go_on(options, file, violations).unwrap_or_else(|wrong| usage(&wrong));
+    }
     let (mut total, mut hash) = (0, 0);
     let mut swept = Vec::new();
     for scenario in options.scenarios() {
-        let summary = sweep_one(scenario, options);
+        let summary = sweep_one(scenario, options, Summary::default());
         total += summary.seeds;
         violations += summary.violations;
         hash = crate::rng::mix(hash ^ summary.hash);
@@ -177,11 +188,37 @@ fn sweep(options: &Options) -> ExitCode {
     if violations > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn sweep_one(scenario: &Scenario, options: &Options) -> Summary {
+/// How many seeds a sweep that can go on runs between two notes in its file: a minute or so.
+const AT_ONCE: u64 = 1_000;
+
+/// Sweeps one scenario piece by piece, and notes after each how far it has come. `violations`:
+/// those of the seeds that failed once.
+fn go_on(options: &Options, file: &Path, violations: u64) -> Result<ExitCode, String> {
+    let scenario = scenario(&options.scenario).ok_or("--resume wants --scenario NAME")?;
+    let mut progress = Progress::read(file, scenario.name, options.start_seed)?;
+    let end = options.start_seed.saturating_add(options.seeds.min(scenario.most_seeds));
+    while progress.next_seed < end {
+        let seeds = AT_ONCE.min(end - progress.next_seed);
+        let piece = Options { start_seed: progress.next_seed, seeds, ..options.clone() };
+        let summary = sweep_one(scenario, &piece, Summary::after(progress.hash));
+        progress.next_seed += seeds;
+        progress.violations += summary.violations;
+        progress.hash = summary.hash;
+        progress.wall_ms += (summary.wall_seconds * 1e3) as u64;
+        progress.write(file)?;
+        eprintln!("{} of {end}: {}", progress.next_seed, summary.line(scenario));
+    }
+    let (seeds, found) = (progress.next_seed - progress.start_seed, progress.violations + violations);
+    let hours = progress.wall_ms as f64 / 3.6e6;
+    let hash = crate::rng::mix(progress.hash);
+    println!("{seeds} seeds, {found} violations, trace hash {hash:016x}, {:.0} seeds an hour", seeds as f64 / hours);
+    Ok(if found > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn sweep_one(scenario: &Scenario, options: &Options, mut summary: Summary) -> Summary {
     let began = Instant::now();
     let heavy = HEAVY.iter().find(|(name, _)| options.scenario == "all" && *name == scenario.name);
     let count = options.seeds.min(scenario.most_seeds).min(heavy.map_or(u64::MAX, |(_, most)| *most));
-    let mut summary = Summary::default();
     let seed_of = |number: usize| options.start_seed + number as u64;
     let is_twice = |number: usize| (number as u64).is_multiple_of(scenario.twice_every);
     let work = |number: usize| run_seed(scenario, seed_of(number), is_twice(number), None);

@@ -24,6 +24,7 @@ mod page;
 mod process;
 mod promise;
 mod report;
+mod resume;
 mod rng;
 mod runner;
 mod scenario;

@@ -48,6 +48,11 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
+    /// Returns one without seeds, whose trace hash carries this one on.
+    pub(crate) fn after(hash: u64) -> Self {
+        Self { hash, ..Self::default() }
+    }
+
     /// Adds the outcome of one seed.
     pub(crate) fn add(&mut self, plan: &Plan, outcome: &Outcome, runs: u64) {
         let figures = &outcome.figures;
