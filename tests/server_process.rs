@@ -400,6 +400,7 @@ fn a_changed_configuration_is_read_on_hangup_and_no_request_fails() {
         until("the mistake is shown", || !status_of(&pod)["config_refused"].is_null());
         let refused = status_of(&pod)["config_refused"].as_str().unwrap().to_owned();
         assert!(refused.contains("quotum.yaml:10:") && refused.contains("limits[0].amount"), "{refused}");
+        assert!(!refused.contains("-7"), "what stands there is for the log: {refused}");
         assert_eq!(limit(&pod, 0), 200_000);
         // And it is mended; what needs a restart is named.
         write(&config.replace("127.0.0.1:0' }\nadmin", "127.0.0.1:1' }\nadmin"));

@@ -295,6 +295,14 @@ impl ConfigError {
     pub(crate) fn exit_code(&self) -> u8 {
         if self.problems.iter().all(|problem| problem.unreadable) { 69 } else { 64 }
     }
+
+    /// Returns where the problems are, without the values that stand there: one of them may
+    /// be a credential in the wrong place.
+    pub(crate) fn places(&self) -> String {
+        let places: Vec<String> =
+            self.problems.iter().map(|problem| format!("{}: {}", problem.place, problem.field)).collect();
+        places.join("\n")
+    }
 }
 
 impl fmt::Display for ConfigError {

@@ -17,7 +17,7 @@ use super::proxy::Proxy;
 use super::reread::Files;
 use super::upstream::Client;
 use super::{admin::Admin, builder};
-use crate::config::{Config, Deployment, Source, Timeouts};
+use crate::config::{Config, ConfigError, Deployment, Source, Timeouts};
 use crate::telemetry::Telemetry;
 
 /// How often to look at the file. Kubernetes itself takes up to a minute to bring a changed
@@ -110,10 +110,11 @@ impl Reload {
                 self.admin.reloaded(None);
             }
             Err(error) => {
-                let error = error.to_string();
                 tracing::error!(file = name, "the configuration cannot be used, the old one is in force: {error}");
                 self.telemetry.reloaded("refused");
-                self.admin.reloaded(Some(error));
+                // Whoever reaches the admin port is told where; what stands there is for the log.
+                let shown = error.downcast_ref().map_or_else(|| error.to_string(), ConfigError::places);
+                self.admin.reloaded(Some(shown));
             }
         }
     }
