@@ -151,18 +151,19 @@ fn nginx(folder: &Folder, upstream: SocketAddr) -> Result<(Process, SocketAddr),
 }
 
 async fn run(extent: &Extent) -> Result<bool, Failure> {
-    let mut met = memory(extent).await?;
+    let met = memory(extent).await?;
     let field = Field::start()?;
     println!("| load | | p50, ms | p99, ms | requests/s | CPU, us each | ratio of p50 | p99 | requests/s | CPU |");
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let mut is_fast = true;
     for load in [Load::Open, Load::Saturation] {
         for stream in [false, true] {
             let turns = race(&field, extent, load, stream).await?;
-            met &= report(&field, load, stream, &turns);
+            is_fast &= report(&field, load, stream, &turns);
         }
     }
-    println!("\nquotum's p50 and p99 at most {MAX_RATIO} times the pass-through's: {}", verdict(met));
-    Ok(met || extent.rounds == 1)
+    println!("\nquotum's p50 and p99 at most {MAX_RATIO} times the pass-through's: {}", verdict(is_fast));
+    Ok((met && is_fast) || extent.rounds == 1)
 }
 
 fn verdict(met: bool) -> &'static str {
