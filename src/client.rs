@@ -19,10 +19,16 @@ const MAX_ANSWER: usize = 256 << 20;
 
 /// The client; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Client(HyperClient<HttpConnector, Full<Bytes>>);
+pub struct Client(HyperClient<HttpConnector, Full<Bytes>>);
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Client {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
@@ -30,13 +36,7 @@ impl Client {
     }
 
     /// Sends a request and returns the head of the answer.
-    pub(crate) async fn send(
-        &self,
-        method: Method,
-        url: &str,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<Response<Incoming>> {
+    pub async fn send(&self, method: Method, url: &str, headers: HeaderMap, body: Bytes) -> Result<Response<Incoming>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = url.parse().with_context(|| format!("{url} is not a URL"))?;
@@ -46,7 +46,7 @@ impl Client {
     }
 
     /// Sends a request and returns the whole answer.
-    pub(crate) async fn ask(&self, method: Method, url: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+    pub async fn ask(&self, method: Method, url: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
         let response = self.send(method, url, HeaderMap::new(), body).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
@@ -55,7 +55,7 @@ impl Client {
     }
 
     /// Asks for JSON.
-    pub(crate) async fn json(&self, url: &str) -> Result<serde_json::Value> {
+    pub async fn json(&self, url: &str) -> Result<serde_json::Value> {
         let (status, body) = self.ask(Method::GET, url, Bytes::new()).await?;
         anyhow::ensure!(status.is_success(), "{url} answers {status}");
         serde_json::from_slice(&body).with_context(|| format!("{url} does not answer with JSON"))

@@ -15,14 +15,14 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use clap::Parser;
 use quotum::cluster::Seeds;
+use quotum::config::{self, Config, Flags, Listen};
 use quotum::ledger::{Blocked, Mismatch, PeerStatus};
-use quotum::{Limiter, Quota};
+use quotum::telemetry::Telemetry;
+use quotum::{Limiter, Quota, server};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::config::{self, Config, Flags, Listen};
-use crate::telemetry::Telemetry;
-use crate::{Cli, Command, server};
+use crate::{Cli, Command};
 
 /// What the kubelet tells a pod.
 const POD: [(&str, &str); 3] =
@@ -285,7 +285,7 @@ fn services_lead_to_the_pods_ports_and_the_directory_lists_pods_that_are_not_rea
 #[tokio::test]
 async fn probes_ask_what_the_admin_port_answers() {
     let limiter = Limiter::builder().build().unwrap();
-    let admin = server::admin_router_for_tests(limiter);
+    let admin = server::admin_alone(limiter);
     for manifests in Manifests::that_serve() {
         let container = manifests.container();
         for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/livez")] {

@@ -45,7 +45,8 @@
 //! - `cluster`: pods find one another and share rights over UDP.
 //! - `tower`: the limiter as middleware for axum, hyper and other HTTP services.
 //! - `telemetry`: what `quotum serve` and the Python package show; no part of the public API.
-//! - `server` (default): the OpenAI-compatible proxy and the `quotum` command.
+//! - `server` (default): the OpenAI-compatible proxy and the `quotum` command. What it adds here is what
+//!   the command and the simulator are made of; no part of the public API.
 //!
 //! # Non-goals
 //!
@@ -53,12 +54,21 @@
 //! (a crashed pod's unspent rights are lost until the window ends), and limits that must
 //! hold against somebody who has the cluster's key.
 
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod client;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod config;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod ledger;
 mod limiter;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod server;
 #[cfg(feature = "telemetry")]
 #[doc(hidden)]
 pub mod telemetry;

@@ -13,13 +13,10 @@ macro_rules! say {
     }};
 }
 
-mod client;
-mod config;
 mod demo;
 #[cfg(test)]
 mod deploy_tests;
 mod log;
-mod server;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -32,8 +29,8 @@ use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
-use config::Flags;
-use quotum::telemetry;
+use quotum::config::Flags;
+use quotum::{client, config, server};
 
 /// Bad usage or configuration.
 const BAD_CONFIG: u8 = 64;

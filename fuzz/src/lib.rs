@@ -4,9 +4,7 @@ mod decoders;
 
 pub use decoders::{fragment, frame, row, usage};
 
-#[allow(dead_code, unreachable_pub, reason = "the command uses the rest")]
-#[path = "../../src/config/mod.rs"]
-mod config;
+use quotum::config as configured;
 
 /// A config file, ours or LiteLLM's: understood or refused with a place, and shown without secrets.
 pub fn config(bytes: &[u8]) {
@@ -15,7 +13,7 @@ pub fn config(bytes: &[u8]) {
     if text.contains("/dev") || text.contains("/proc") || text.contains("/sys") {
         return;
     }
-    match config::parse(text, "fuzz.yaml", &|_| None, &config::Flags::default()) {
+    match configured::parse(text, "fuzz.yaml", &|_| None, &configured::Flags::default()) {
         Ok(config) => assert!(!config.deployments.is_empty()),
         Err(error) => assert!(!error.to_string().is_empty()),
     }

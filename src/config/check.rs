@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quotum::cluster::{KeyRing, Seeds};
-use quotum::ledger::{FirstWindow, OnSilence};
+use crate::cluster::{KeyRing, Seeds};
+use crate::ledger::{FirstWindow, OnSilence};
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{File, Text};

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::{Mode, Quota, Unit};
 use axum::http::{HeaderValue, Uri};
-use quotum::{Mode, Quota, Unit};
 use serde_saphyr::{Location, Spanned};
 
 use super::check::deployment::{default_id, tokenizer_of, upstream_base};

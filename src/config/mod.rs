@@ -10,7 +10,7 @@ mod check;
 mod file;
 mod litellm;
 pub(crate) mod named;
-pub(crate) mod scalar;
+pub mod scalar;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -22,14 +22,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quotum::cluster::{KeyRing, Seeds};
-pub(crate) use quotum::layer::{Reserve, Tokenizer, Unreported};
-use quotum::ledger::{FirstWindow, OnSilence};
-use quotum::{Mode, Portion, Quota};
+use crate::cluster::{KeyRing, Seeds};
+pub use crate::layer::{Reserve, Tokenizer, Unreported};
+use crate::ledger::{FirstWindow, OnSilence};
+use crate::{Mode, Portion, Quota};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
-pub(crate) use scalar::Secret;
+pub use scalar::Secret;
 
 /// The default port of the proxy.
 const PROXY_PORT: u16 = 4000;
@@ -40,59 +40,59 @@ const GOSSIP_PORT: u16 = 7946;
 
 /// Everything one pod needs to know.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub struct Config {
     /// This pod's node name.
-    pub(crate) node: String,
-    pub(crate) gossip: Gossip,
-    pub(crate) proxy: Proxy,
+    pub node: String,
+    pub gossip: Gossip,
+    pub proxy: Proxy,
     /// Where the admin endpoints listen.
-    pub(crate) admin: Listen,
+    pub admin: Listen,
     /// What is served; never empty unless `embedded_stub` is set.
-    pub(crate) deployments: Vec<Deployment>,
+    pub deployments: Vec<Deployment>,
     /// No deployments were configured: the built-in stub upstream is the only one.
-    pub(crate) embedded_stub: bool,
+    pub embedded_stub: bool,
     /// What an operator should know that is no mistake.
-    pub(crate) remarks: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 /// How this pod finds and trusts its peers.
 #[derive(Clone, Debug)]
-pub(crate) struct Gossip {
-    pub(crate) cluster: String,
-    pub(crate) listen: Listen,
-    pub(crate) advertise: Option<SocketAddr>,
-    pub(crate) seeds: Seeds,
+pub struct Gossip {
+    pub cluster: String,
+    pub listen: Listen,
+    pub advertise: Option<SocketAddr>,
+    pub seeds: Seeds,
     /// On Kubernetes: the API server is asked for the pods, too.
-    pub(crate) pods: Option<Pods>,
-    pub(crate) interval: Duration,
-    pub(crate) keys: KeyRing,
+    pub pods: Option<Pods>,
+    pub interval: Duration,
+    pub keys: KeyRing,
     /// Where they stand; read again on change.
-    pub(crate) key_file: Option<PathBuf>,
-    pub(crate) insecure: bool,
-    pub(crate) absent_for: Duration,
-    pub(crate) on_silence: OnSilence,
-    pub(crate) patience: Duration,
-    pub(crate) first_window: FirstWindow,
+    pub key_file: Option<PathBuf>,
+    pub insecure: bool,
+    pub absent_for: Duration,
+    pub on_silence: OnSilence,
+    pub patience: Duration,
+    pub first_window: FirstWindow,
 }
 
 /// The fleet's pods on Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pods {
+pub struct Pods {
     /// Their label selector.
-    pub(crate) selector: String,
+    pub selector: String,
     /// The namespace that this pod is in.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// Where the API server is.
-    pub(crate) api: String,
+    pub api: String,
 }
 
 /// What Kubernetes mounts into a pod that may ask the API server: its token, the authority of the
 /// API server and the namespace.
-pub(crate) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// An address to listen at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Listen {
+pub enum Listen {
     /// Every address of the machine: `[::]` dual-stack, `0.0.0.0` where that fails.
     Everywhere(u16),
     /// Exactly this one.
@@ -101,60 +101,60 @@ pub(crate) enum Listen {
 
 /// The proxy port, and what its callers and upstreams may be.
 #[derive(Clone, Debug)]
-pub(crate) struct Proxy {
-    pub(crate) listen: Listen,
+pub struct Proxy {
+    pub listen: Listen,
     /// What callers may present; empty: no credential is asked for.
-    pub(crate) credentials: Vec<Secret>,
+    pub credentials: Vec<Secret>,
     /// Those of them that stand in LiteLLM's file, and stay.
-    pub(crate) fixed_credentials: Vec<Secret>,
+    pub fixed_credentials: Vec<Secret>,
     /// Where the others stand; read again on change.
-    pub(crate) credentials_file: Option<PathBuf>,
+    pub credentials_file: Option<PathBuf>,
     /// `None`: callers speak plain HTTP.
-    pub(crate) tls: Option<Tls>,
+    pub tls: Option<Tls>,
     /// Authorities whose upstreams are believed beside the public ones.
-    pub(crate) upstream_ca: Vec<CertificateDer<'static>>,
-    pub(crate) max_body: usize,
+    pub upstream_ca: Vec<CertificateDer<'static>>,
+    pub max_body: usize,
     /// Bytes of all request bodies that are held at a time.
-    pub(crate) max_bodies: usize,
-    pub(crate) bounds: Bounds,
+    pub max_bodies: usize,
+    pub bounds: Bounds,
     /// How long requests are still taken after the signal to end.
-    pub(crate) linger: Duration,
+    pub linger: Duration,
     /// How long requests in flight may take after that; `None`: as long as they do.
-    pub(crate) drain: Option<Duration>,
+    pub drain: Option<Duration>,
 }
 
 /// TLS on the proxy port.
 #[derive(Clone, Debug)]
-pub(crate) struct Tls {
+pub struct Tls {
     /// Where it stands; read again on change.
-    pub(crate) pair: named::Pair,
-    pub(crate) certified: Arc<CertifiedKey>,
+    pub pair: named::Pair,
+    pub certified: Arc<CertifiedKey>,
 }
 
 /// What a caller may take of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bounds {
+pub struct Bounds {
     /// Connections at a time; one more is answered with 503 and closed.
-    pub(crate) connections: usize,
+    pub connections: usize,
     /// Requests at a time on one HTTP/2 connection.
-    pub(crate) streams: u32,
+    pub streams: u32,
     /// Headers of a request.
-    pub(crate) headers: usize,
+    pub headers: usize,
     /// Bytes of all of a request's headers, names and values.
-    pub(crate) header_bytes: usize,
+    pub header_bytes: usize,
     /// From accepting a connection to the end of the TLS handshake.
-    pub(crate) handshake: Duration,
+    pub handshake: Duration,
     /// From accepting a connection, or from a request's first byte, to the end of its
     /// head.
-    pub(crate) header: Duration,
+    pub header: Duration,
     /// From a request's head to the end of its body.
-    pub(crate) body: Duration,
+    pub body: Duration,
     /// Between two pieces of a request's body.
-    pub(crate) body_idle: Duration,
+    pub body_idle: Duration,
     /// How long a connection takes nothing of what is to be written on it.
-    pub(crate) unread: Duration,
+    pub unread: Duration,
     /// How long a connection is kept without a request.
-    pub(crate) idle: Duration,
+    pub idle: Duration,
 }
 
 impl Default for Bounds {
@@ -178,41 +178,41 @@ impl Default for Bounds {
 
 /// One upstream model endpoint with its own limits.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Deployment {
-    pub(crate) id: String,
+pub struct Deployment {
+    pub id: String,
     /// The name callers use; several deployments may share it.
-    pub(crate) model: String,
+    pub model: String,
     /// The name the upstream uses, if that is another.
-    pub(crate) upstream_model: Option<String>,
+    pub upstream_model: Option<String>,
     /// The base of the upstream's API, such as `https://example.invalid/v1`.
-    pub(crate) upstream: axum::http::Uri,
-    pub(crate) api_key: Option<Secret>,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) quotas: Vec<Quota>,
-    pub(crate) limit_id: Option<String>,
-    pub(crate) mode: Mode,
-    pub(crate) wait: Duration,
-    pub(crate) edge: Duration,
-    pub(crate) reserve: Reserve,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) default_max_tokens: u64,
-    pub(crate) unreported: Unreported,
+    pub upstream: axum::http::Uri,
+    pub api_key: Option<Secret>,
+    pub timeouts: Timeouts,
+    pub quotas: Vec<Quota>,
+    pub limit_id: Option<String>,
+    pub mode: Mode,
+    pub wait: Duration,
+    pub edge: Duration,
+    pub reserve: Reserve,
+    pub tokenizer: Tokenizer,
+    pub default_max_tokens: u64,
+    pub unreported: Unreported,
     /// What a token of the prompt counts that was read from the cache; `None` is one.
-    pub(crate) cached_input: Option<Portion>,
+    pub cached_input: Option<Portion>,
     /// How often it is asked first among those of its model and order.
-    pub(crate) weight: u32,
+    pub weight: u32,
     /// Those of a lower order are asked first.
-    pub(crate) order: u32,
+    pub order: u32,
 }
 
 /// How long each phase of an upstream request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timeouts {
-    pub(crate) connect: Duration,
+pub struct Timeouts {
+    pub connect: Duration,
     /// From sending the request to the response's head.
-    pub(crate) first_byte: Duration,
+    pub first_byte: Duration,
     /// Between two pieces of the response's body.
-    pub(crate) idle: Duration,
+    pub idle: Duration,
 }
 
 impl Default for Timeouts {
@@ -224,22 +224,22 @@ impl Default for Timeouts {
 
 /// What stands on the command line of `serve`; the last word.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Flags {
-    pub(crate) node: Option<String>,
-    pub(crate) cluster: Option<String>,
-    pub(crate) gossip_listen: Option<String>,
-    pub(crate) gossip_advertise: Option<String>,
-    pub(crate) seeds: Option<String>,
-    pub(crate) gossip_key_file: Option<String>,
-    pub(crate) admin_listen: Option<String>,
-    pub(crate) proxy_listen: Option<String>,
+pub struct Flags {
+    pub node: Option<String>,
+    pub cluster: Option<String>,
+    pub gossip_listen: Option<String>,
+    pub gossip_advertise: Option<String>,
+    pub seeds: Option<String>,
+    pub gossip_key_file: Option<String>,
+    pub admin_listen: Option<String>,
+    pub proxy_listen: Option<String>,
 }
 
 /// Where the configuration of `serve` comes from: to be read again while it runs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Source {
-    pub(crate) path: Option<PathBuf>,
-    pub(crate) flags: Flags,
+pub struct Source {
+    pub path: Option<PathBuf>,
+    pub flags: Flags,
 }
 
 impl Source {
@@ -247,34 +247,34 @@ impl Source {
     ///
     /// # Errors
     /// As [`load`].
-    pub(crate) fn load(&self) -> Result<Config, ConfigError> {
+    pub fn load(&self) -> Result<Config, ConfigError> {
         load(self.path.as_deref(), &environment, &self.flags)
     }
 
     /// Returns the file, if there is one.
-    pub(crate) fn file(&self) -> Option<PathBuf> {
+    pub fn file(&self) -> Option<PathBuf> {
         self.path.clone().or_else(|| environment("QUOTUM_CONFIG").map(PathBuf::from))
     }
 }
 
 /// Where variables are looked up; the process's own by [`environment`].
-pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Returns a variable of the process's environment; an empty one counts as unset.
-pub(crate) fn environment(name: &str) -> Option<String> {
+pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// One thing that is wrong with the configuration, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Where: `quotum.yaml:12:5`, `environment`, or `flag`.
-    pub(crate) place: String,
+    pub place: String,
     /// Which field, as a path: `deployments[0].limits[1].amount`.
-    pub(crate) field: String,
-    pub(crate) message: String,
+    pub field: String,
+    pub message: String,
     /// A file it names cannot be read: the machine is wrong, not the text.
-    pub(crate) unreadable: bool,
+    pub unreadable: bool,
 }
 
 impl fmt::Display for Problem {
@@ -285,20 +285,20 @@ impl fmt::Display for Problem {
 
 /// A configuration that cannot be served: everything wrong with it, at least one thing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) struct ConfigError {
-    pub(crate) problems: Vec<Problem>,
+pub struct ConfigError {
+    pub problems: Vec<Problem>,
 }
 
 impl ConfigError {
     /// Returns the exit code of the process: 69 if a file it names cannot be read and
     /// nothing else is wrong, else 64.
-    pub(crate) fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> u8 {
         if self.problems.iter().all(|problem| problem.unreadable) { 69 } else { 64 }
     }
 
     /// Returns where the problems are, without the values that stand there: one of them may
     /// be a credential in the wrong place.
-    pub(crate) fn places(&self) -> String {
+    pub fn places(&self) -> String {
         let places: Vec<String> =
             self.problems.iter().map(|problem| format!("{}: {}", problem.place, problem.field)).collect();
         places.join("\n")
@@ -322,7 +322,7 @@ impl fmt::Display for ConfigError {
 ///
 /// # Errors
 /// Names everything that is wrong. Nothing was started.
-pub(crate) fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+pub fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
     let from_env = env("QUOTUM_CONFIG");
     let path = path.or(from_env.as_deref().map(Path::new));
     let Some(path) = path else {
@@ -341,7 +341,7 @@ pub(crate) fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> 
 }
 
 /// Returns the configuration that `text` describes, with environment and flags over it.
-pub(crate) fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+pub fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
     if litellm::is_one(text) {
         let read = litellm::read(text, name, env);
         return check::check(file::File::default(), Some(read), name, env, flags);

@@ -16,7 +16,7 @@ use super::Secret;
 
 /// The files of a certificate chain, the server's own first, and of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pair {
+pub struct Pair {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
 }

@@ -13,15 +13,15 @@ use serde::de::Deserializer;
 
 /// Text that must not appear in logs, metrics, status pages or errors.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
+pub struct Secret(String);
 
 impl Secret {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
     /// Returns the text, for the one place that sends it.
-    pub(crate) fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -39,7 +39,7 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 /// Returns the duration that `text` writes: `100ms`, `60s`, `5m`, `1h` or `1d`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let refusal = || format!("`{text}` is not a duration; write a whole number and a unit: 100ms, 60s, 5m, 1h or 1d");
     let (number, unit) = split(text).ok_or_else(refusal)?;
     let ms_per_unit = match unit {
@@ -55,7 +55,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Returns the number of bytes that `text` writes: `512`, `512KiB`, `32MiB` or `1GiB`.
-pub(crate) fn size(text: &str) -> Result<usize, String> {
+pub fn size(text: &str) -> Result<usize, String> {
     let refusal = || format!("`{text}` is not a size; write a whole number and a unit: 512KiB, 32MiB or 1GiB");
     let (number, unit) = split(text).ok_or_else(refusal)?;
     let shift = match unit {
@@ -75,7 +75,7 @@ fn split(text: &str) -> Option<(u64, &str)> {
 }
 
 /// Returns the address that `text` writes: an IP and a port.
-pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address; write an IP and a port: 10.0.0.7:7946 or [::]:7946"))
 }
 

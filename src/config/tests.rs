@@ -1,7 +1,7 @@
 //! What a config file may say, and what its author is told otherwise.
 
-use quotum::ledger::{WindowKind, Zone};
-use quotum::{Margin, Portion};
+use crate::ledger::{WindowKind, Zone};
+use crate::{Margin, Portion};
 
 use super::*;
 

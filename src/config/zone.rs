@@ -5,9 +5,9 @@
 //! a place is read only if its clocks follow one yearly rule for the next ten years, since
 //! a [`Zone`] is a rule and nothing else.
 
+use crate::ledger::{Zone, ZoneError};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
-use quotum::ledger::{Zone, ZoneError};
 
 /// How far ahead a place must follow its rule: longer than any process runs.
 const YEARS: i64 = 10;

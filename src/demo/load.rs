@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Options, Stream, unix_now};
-use crate::client::Client;
+use quotum::client::Client;
 
 /// Prompts are 20 to 400 tokens with a mean of 100: 20 and an exponential part, cut at
 /// 380, whose mean before the cut is this.

@@ -17,10 +17,10 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::client::Client;
-use crate::config::scalar;
 use fleet::Fleet;
 use load::{Load, Trace};
+use quotum::client::Client;
+use quotum::config::scalar;
 use report::{Report, Run};
 
 /// How long pods may take until each has its share: far above the few gossip rounds that

@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::Limiter;
+use crate::cluster::{Cluster, ClusterStats};
+use crate::ledger::LimitStatus;
+use crate::telemetry::{self, Telemetry, Traffic};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::routing::{get, post};
-use quotum::Limiter;
-use quotum::cluster::{Cluster, ClusterStats};
-use quotum::ledger::LimitStatus;
-use quotum::telemetry::{self, Telemetry, Traffic};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;
 use crate::config::Deployment;
-use quotum::layer::parts::refusal;
+use crate::layer::parts::refusal;
 
 /// The largest body of a request to forget somebody.
 const MAX_BODY: usize = 4 << 10;

@@ -12,8 +12,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 
-use quotum::layer::parts::encoding;
-use quotum::layer::parts::refusal::{self, Refusal};
+use crate::layer::parts::encoding;
+use crate::layer::parts::refusal::{self, Refusal};
 
 use super::connection::SlowSender;
 use crate::config::Proxy;

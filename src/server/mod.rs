@@ -16,7 +16,7 @@ mod reload;
 mod reread;
 mod routing;
 mod search;
-pub(crate) mod stub;
+pub mod stub;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -27,8 +27,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds, UdpNet};
-use quotum::{BuildError, Builder, Limiter, Mode, Policy, Quota, UnknownDeployment};
+use crate::cluster::{Cluster, ClusterConfig, JoinError, Seeds, UdpNet};
+use crate::{BuildError, Builder, Limiter, Mode, Policy, Quota, UnknownDeployment};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,11 +41,11 @@ use crate::telemetry::Telemetry;
 
 /// How long leaving may take after the last request has ended: a few gossip rounds with
 /// peers that answer; peers that do not must not hold up a rollout.
-pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+pub const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a pod did not start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub enum StartError {
     /// A port is in use or the address is not this machine's.
     #[error("cannot listen at {at} for the {what}: {source}; free the port or configure another one")]
     Listen { what: &'static str, at: String, source: std::io::Error },
@@ -76,7 +76,7 @@ fn source_of(error: &JoinError) -> String {
 
 impl StartError {
     /// Returns the exit code of the process.
-    pub(crate) fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen { .. } | Self::Platform(_) | Self::Join(JoinError::Bind { .. }) => 69,
             Self::Build(BuildError::NoEntropy) | Self::Join(JoinError::Randomness(_)) => 1,
@@ -90,7 +90,7 @@ impl StartError {
 ///
 /// # Errors
 /// Says why it did not start; nothing is left running.
-pub(crate) async fn serve(mut config: Config, source: Source) -> Result<(), StartError> {
+pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError> {
     // Signals count from here on: one that arrives during the start ends it in order.
     let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
@@ -296,14 +296,14 @@ fn seeds(gossip: &Gossip) -> Result<Seeds, StartError> {
     };
     #[cfg(feature = "kube")]
     {
-        let config = quotum::cluster::discovery::kube::KubeConfig {
+        let config = crate::cluster::discovery::kube::KubeConfig {
             api: pods.api.clone(),
             namespace: pods.namespace.clone(),
             selector: pods.selector.clone(),
             token_file: Some(format!("{SERVICE_ACCOUNT}/token").into()),
             ca_file: Some(format!("{SERVICE_ACCOUNT}/ca.crt").into()),
         };
-        let kube = quotum::cluster::discovery::kube::Kube::new(Arc::new(UdpNet), host, *port, config);
+        let kube = crate::cluster::discovery::kube::Kube::new(Arc::new(UdpNet), host, *port, config);
         Ok(Seeds::By(Arc::new(kube.map_err(StartError::Platform)?)))
     }
     #[cfg(not(feature = "kube"))]
@@ -334,9 +334,8 @@ fn announce(
     out.flush()
 }
 
-/// The admin endpoints of a pod that is alone and serves nothing.
-#[cfg(test)]
-pub(crate) fn admin_router_for_tests(limiter: Limiter) -> axum::Router {
+/// Returns the admin endpoints of a pod that is alone and serves nothing.
+pub fn admin_alone(limiter: Limiter) -> axum::Router {
     let credentials = Arc::new(credentials::Credentials::new(&[]));
     admin::Admin::new(limiter, None, credentials, Arc::new(Telemetry::new()), &[]).router()
 }

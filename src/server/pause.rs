@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, Response, StatusCode, header};
 
-use quotum::layer::parts::date;
+use crate::layer::parts::date;
 
 /// The longest pause that is read from when a limit is full again: providers refill
 /// continuously, so that after a minute there is room again long before that.

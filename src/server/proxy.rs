@@ -7,6 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::layer::parts::refusal::{self, Refusal};
+use crate::layer::parts::{self, Charge, Meter, Metered, Prompts};
+use crate::layer::{
+    AnthropicMessages, BadRequest, Call, Dialect, Family, Metering, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings,
+    OpenAiResponses, Other, Tokenizer,
+};
+use crate::{Handle, Limiter, UnknownDeployment};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -14,13 +21,6 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
 use hyper::body::Incoming;
-use quotum::layer::parts::refusal::{self, Refusal};
-use quotum::layer::parts::{self, Charge, Meter, Metered, Prompts};
-use quotum::layer::{
-    AnthropicMessages, BadRequest, Call, Dialect, Family, Metering, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings,
-    OpenAiResponses, Other, Tokenizer,
-};
-use quotum::{Handle, Limiter, UnknownDeployment};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;

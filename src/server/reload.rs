@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quotum::{Limiter, UnknownDeployment};
+use crate::{Limiter, UnknownDeployment};
 use tokio::signal::unix::Signal;
 
 use super::proxy::Proxy;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::tls::Tls;
+use crate::cluster::{Cluster, KeyRing};
 use crate::config::named::{self, FileError};
 use crate::config::{Config, Tls as TlsFiles};
-use quotum::cluster::{Cluster, KeyRing};
 
 /// How often to look. Kubernetes itself takes up to a minute to bring a changed secret.
 const EVERY: Duration = Duration::from_secs(5);

@@ -9,10 +9,10 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use quotum::layer::parts::Prompts;
-use quotum::layer::parts::refusal::{self, Refusal};
-use quotum::layer::{Call, Family};
-use quotum::{Claim, Denied, Limiter, Permit};
+use crate::layer::parts::Prompts;
+use crate::layer::parts::refusal::{self, Refusal};
+use crate::layer::{Call, Family};
+use crate::{Claim, Denied, Limiter, Permit};
 use tokio::time::Instant;
 
 use super::proxy::Served;

@@ -23,7 +23,7 @@ use hyper_util::client::legacy::{Client as HyperClient, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::config::{Deployment, Timeouts};
-use quotum::layer::Family;
+use crate::layer::Family;
 
 /// How long an idle connection to an upstream is kept: under the 60 s after which load
 /// balancers commonly forget one.

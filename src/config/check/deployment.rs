@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::mem::discriminant;
 use std::time::Duration;
 
+use crate::ledger::{LimitId, QuotaError, WindowKind, WindowLength};
+use crate::{Mode, Portion, Quota, Unit};
 use axum::http::{HeaderValue, Uri};
-use quotum::ledger::{LimitId, QuotaError, WindowKind, WindowLength};
-use quotum::{Mode, Portion, Quota, Unit};
 use serde_saphyr::{Location, Spanned};
 
 use super::kind::kind;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use quotum::ledger::{WindowKind, Zone};
+use crate::ledger::{WindowKind, Zone};
 use serde_saphyr::Spanned;
 
 use crate::config::tree::Tree;

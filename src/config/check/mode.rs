@@ -4,7 +4,7 @@
 //! keeps: nothing is guessed: a setting that is missing, unknown or out of range is
 //! refused with an example of what would be right.
 
-use quotum::{Margin, Mode, Portion};
+use crate::{Margin, Mode, Portion};
 use serde_saphyr::{Location, Spanned};
 
 use super::Check;

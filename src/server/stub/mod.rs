@@ -34,8 +34,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
-pub(crate) use answer::Shape;
-use answer::{Answer, Exchange};
+use answer::{Answer, Exchange, Shape};
 
 /// The longest ledger; the oldest records make room.
 const MAX_RECORDS: usize = 1 << 20;
@@ -45,13 +44,13 @@ const MAX_BODY: usize = 64 << 20;
 
 /// How a stub behaves unless a request says otherwise.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Behaviour {
+pub struct Behaviour {
     /// From the request's last byte to the answer's first.
-    pub(crate) first_byte: Duration,
+    pub first_byte: Duration,
     /// From the answer's first byte to its last.
-    pub(crate) body: Duration,
+    pub body: Duration,
     /// How many bytes of text its tokenizer counts as one token.
-    pub(crate) bytes_per_token: u64,
+    pub bytes_per_token: u64,
 }
 
 impl Default for Behaviour {
@@ -85,18 +84,18 @@ struct Ledger {
 
 /// The stub.
 #[derive(Debug)]
-pub(crate) struct Stub {
+pub struct Stub {
     behaviour: Behaviour,
     ledger: Mutex<Ledger>,
 }
 
 impl Stub {
-    pub(crate) fn new(behaviour: Behaviour) -> Arc<Self> {
+    pub fn new(behaviour: Behaviour) -> Arc<Self> {
         Arc::new(Self { behaviour, ledger: Mutex::default() })
     }
 
     /// Returns the stub's endpoints.
-    pub(crate) fn router(self: Arc<Self>) -> Router {
+    pub fn router(self: Arc<Self>) -> Router {
         let shaped = |shape: Shape| {
             post(move |State(stub): State<Arc<Self>>, uri: Uri, headers: HeaderMap, body: Body| async move {
                 let fault = text(&headers, "x-stub-fault").or_else(|| fault_in(uri.query()?));
@@ -344,7 +343,7 @@ fn unix_ms() -> u64 {
 }
 
 /// Serves the stub at a listener until `stop` resolves.
-pub(crate) async fn serve(stub: Arc<Stub>, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) {
+pub async fn serve(stub: Arc<Stub>, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) {
     use axum::serve::ListenerExt;
     let listener = listener.tap_io(|io| {
         // Small answers must not wait for acknowledgements.

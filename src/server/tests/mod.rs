@@ -16,11 +16,11 @@ mod usage;
 
 use std::sync::Arc;
 
+use crate::{Clock, Limiter, Timestamp, Unit};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use quotum::{Clock, Limiter, Timestamp, Unit};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
