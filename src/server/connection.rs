@@ -25,12 +25,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
-use super::listen::{Door, stopped};
+use super::listen::{Door, Stream, stopped};
 use super::tls::Tls;
 use crate::config::Bounds;
 
@@ -53,7 +52,7 @@ connection: close\r\n\r\n{\"error\":{\"message\":\"The request's head did not en
 
 /// Serves one connection to its end.
 pub(super) async fn serve(
-    io: TcpStream,
+    io: impl Stream,
     from: SocketAddr,
     router: Router,
     door: Arc<Door>,
@@ -67,7 +66,7 @@ pub(super) async fn serve(
 }
 
 async fn secured(
-    io: TcpStream,
+    io: impl Stream,
     from: SocketAddr,
     router: Router,
     tls: &Tls,

@@ -9,8 +9,9 @@ mod connection;
 mod credentials;
 mod health;
 mod intake;
-pub(crate) mod listen;
+pub mod listen;
 mod pause;
+mod pod;
 mod proxy;
 mod reload;
 mod reread;
@@ -21,6 +22,9 @@ pub mod stub;
 mod tests;
 mod tls;
 mod upstream;
+
+pub use pod::Pod;
+pub use upstream::Client;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -95,7 +99,6 @@ pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError>
     let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
     config.remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
-    let (stop, stopped) = watch::channel(false);
     let proxy_port = bind(config.proxy.listen, "proxy").await?;
     let admin_port = bind(config.admin, "admin endpoints").await?;
     if config.embedded_stub {
@@ -107,82 +110,48 @@ pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError>
     }
     let limiter = builder(&config.deployments).build()?;
     let cluster = join(&config, &limiter).await?;
-    let telemetry = Arc::new(Telemetry::new());
-    let credentials = Arc::new(credentials::Credentials::new(&config.proxy.credentials));
     let certified = config.proxy.tls.as_ref().map(|tls| tls.certified.clone());
     let tls = certified.map(tls::Tls::new).transpose()?.map(Arc::new);
-    let files = reread::Files::new(&config, cluster.as_ref(), &credentials, tls.as_ref());
     let upstream_tls = tls::client(&config.proxy.upstream_ca)?;
-    let client = move |timeouts| upstream::Client::tcp(timeouts, upstream_tls.clone());
-    let mut clients = Vec::new();
-    let proxy = proxy::Proxy::new(
-        &config.deployments,
-        &limiter,
-        credentials.clone(),
-        &config.proxy,
-        telemetry.clone(),
-        |deployment| reload::client_for(deployment.timeouts, &mut clients, &client),
-    )?;
-    let admin =
-        admin::Admin::new(limiter.clone(), cluster.clone(), credentials, telemetry.clone(), &config.deployments);
-    announce(&proxy_port, &admin_port, cluster.as_deref(), &limiter)?;
+    let client = move |timeouts| Client::tcp(timeouts, upstream_tls.clone());
+    let pod = Pod::new(&config, limiter, cluster, &client)?;
+    let (cluster, admin) = (pod.cluster.clone(), pod.admin.clone());
+    let files = reread::Files::new(&config, cluster.as_ref(), &pod.credentials, tls.as_ref());
+    announce(&proxy_port, &admin_port, cluster.as_deref(), &pod.limiter)?;
     tokio::spawn(admin.clone().say_when_ready());
 
-    let bounds = config.proxy.bounds;
-    let (linger, drain) = (config.proxy.linger, config.proxy.drain.unwrap_or(Duration::MAX));
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let admin_door = listen::Door { tls: None, bounds: Bounds::default(), telemetry: pod.telemetry.clone() };
+    let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_door, admin_stopped));
+    let mut serving = pod.serve_secured(proxy_port, tls);
     let reload = reload::Reload {
-        state: reload::State::new(config, clients),
+        state: reload::State::new(config, pod.clients),
         source,
-        limiter,
-        proxy: proxy.clone(),
-        admin: admin.clone(),
-        telemetry: telemetry.clone(),
+        limiter: pod.limiter,
+        proxy: pod.proxy,
+        admin,
+        telemetry: pod.telemetry,
         client: Box::new(client),
     };
-    let (stop_admin, admin_stopped) = watch::channel(false);
-    let admin_door = listen::Door { tls: None, bounds: Bounds::default(), telemetry: telemetry.clone() };
-    let proxy_door = listen::Door { tls, bounds, telemetry };
-    let admin_task = tokio::spawn(listen::serve(admin_port, admin.clone().router(), admin_door, admin_stopped));
-    let mut proxy_task = tokio::spawn(listen::serve(proxy_port, proxy.router(), proxy_door, stopped));
     tokio::spawn(files.clone().watch());
     tokio::spawn(reload.watch(files, hangup));
     tokio::select! {
         biased;
         number = signals.next() => tracing::info!(event = "draining", signal = number, "told to end: draining"),
-        ended = &mut proxy_task => {
+        ended = serving.ended() => {
             tracing::error!(?ended, "the proxy ended by itself");
         }
     }
-    admin.drain();
-    let drained = async {
-        // Who sends requests here hears late that this pod is going: they are served.
-        tokio::time::sleep(linger).await;
-        stop.send_replace(true);
-        // Rights are handed over from now on, not only once the longest stream has ended.
-        if let Some(cluster) = &cluster {
-            cluster.hand_over().await;
-        }
-        if !proxy_task.is_finished() && tokio::time::timeout(drain, &mut proxy_task).await.is_err() {
-            tracing::warn!(?drain, "requests in flight are cut off: they took longer than proxy.drain");
-            proxy_task.abort();
-            let _ = proxy_task.await;
-        }
-        if let Some(cluster) = &cluster
-            && tokio::time::timeout(LEAVE_WITHIN, cluster.leave()).await.is_err()
-        {
-            tracing::warn!("peers did not take all rights over in time; they are out of reach until their windows end");
-        }
-        stop_admin.send_replace(true);
-        admin_task.abort();
-    };
     tokio::select! {
         biased;
         number = signals.next() => {
             tracing::warn!(signal = number, "ended before everything was drained");
             std::process::exit(128 + number);
         }
-        () = drained => {}
+        () = serving.leave() => {}
     }
+    stop_admin.send_replace(true);
+    admin_task.abort();
     tracing::info!(event = "left", "drained, and left the fleet");
     Ok(())
 }
@@ -238,7 +207,7 @@ fn embedded(stub: SocketAddr) -> Deployment {
 }
 
 /// Returns what the limiter is built of, or changed to.
-fn builder(deployments: &[Deployment]) -> Builder {
+pub fn builder(deployments: &[Deployment]) -> Builder {
     deployments.iter().fold(Limiter::builder(), |builder, deployment| {
         builder.deployment_with(&deployment.id, deployment.quotas.iter().copied(), policy(deployment))
     })

@@ -6,14 +6,18 @@
 
 use std::fmt;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker};
 
 use rustls::pki_types::CertificateDer;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
-use tokio::net::TcpStream;
+use tokio::io::ReadBuf;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use super::listen::{Stream, say_at_once};
 
 /// The first byte of every TLS connection: a record of the handshake (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 0x16;
@@ -52,17 +56,28 @@ impl Tls {
     ///
     /// # Errors
     /// If the caller hung up, or does not speak TLS as we do.
-    pub(super) async fn accept(&self, io: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let mut first = [0];
-        if io.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
-            let _ = io.try_write(NOT_TLS);
-            let mut rest = [0; 4_096];
+    pub(super) async fn accept<I: Stream>(&self, mut io: I) -> io::Result<TlsStream<I>> {
+        if io.first().await?.is_some_and(|first| first != HANDSHAKE) {
+            say_at_once(&mut io, NOT_TLS);
             // What is left unread would turn the answer into a reset.
-            while io.try_read(&mut rest).is_ok_and(|read| read > 0) {}
+            discard_at_once(&mut io);
             return Err(io::Error::other("the caller speaks something else"));
         }
         let config = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         TlsAcceptor::from(config).accept(io).await
+    }
+}
+
+/// Reads what can be read without waiting.
+fn discard_at_once(io: &mut impl Stream) {
+    let mut bytes = [0; 4_096];
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        let mut read = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut *io).poll_read(&mut cx, &mut read) {
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+            _ => return,
+        }
     }
 }
 

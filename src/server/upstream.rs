@@ -43,7 +43,7 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 
 /// An HTTP client over whatever connector it was built with.
 #[derive(Clone)]
-pub(crate) struct Client(Arc<dyn Fn(Request<Outgoing>) -> ResponseFuture + Send + Sync>);
+pub struct Client(Arc<dyn Fn(Request<Outgoing>) -> ResponseFuture + Send + Sync>);
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,8 +53,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Returns a client over this connector: a simulated network.
-    #[cfg(test)]
-    pub(crate) fn over<C>(connector: C) -> Self
+    pub fn over<C>(connector: C) -> Self
     where
         C: Connect + Clone + Send + Sync + 'static,
     {
@@ -258,7 +257,7 @@ pub(super) fn is_one_of(named: &[&[u8]], name: &HeaderName) -> bool {
 
 /// A request's body that tells when it is first read.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(super) struct Outgoing {
     bytes: Option<Bytes>,
     written: Arc<AtomicBool>,
 }

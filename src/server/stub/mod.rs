@@ -20,6 +20,8 @@
 mod answer;
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,12 +31,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use answer::{Answer, Exchange, Shape};
+
+use super::listen::{ACCEPT_AGAIN, Listener};
+use crate::{Clock, Timestamp};
 
 /// The longest ledger; the oldest records make room.
 const MAX_RECORDS: usize = 1 << 20;
@@ -61,18 +65,18 @@ impl Default for Behaviour {
 
 /// One request as the stub saw it.
 #[derive(Clone, Debug)]
-struct Record {
-    id: String,
-    path: &'static str,
-    stream: bool,
+pub struct Record {
+    pub id: String,
+    pub path: &'static str,
+    pub stream: bool,
     /// The arrival of the request's last byte.
-    arrived_unix_ms: u64,
-    prompt_tokens: u64,
+    pub arrived_unix_ms: u64,
+    pub prompt_tokens: u64,
     /// `None` until the answer has ended.
-    completion_tokens: Option<u64>,
+    pub completion_tokens: Option<u64>,
     /// From arrival to the answer's last byte, in microseconds.
-    service_us: Option<u64>,
-    status: u16,
+    pub service_us: Option<u64>,
+    pub status: u16,
 }
 
 #[derive(Debug, Default)]
@@ -83,15 +87,33 @@ struct Ledger {
 }
 
 /// The stub.
-#[derive(Debug)]
 pub struct Stub {
     behaviour: Behaviour,
+    /// Tells when a request arrives.
+    clock: Box<dyn Clock>,
     ledger: Mutex<Ledger>,
+}
+
+impl fmt::Debug for Stub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stub").field("behaviour", &self.behaviour).finish_non_exhaustive()
+    }
 }
 
 impl Stub {
     pub fn new(behaviour: Behaviour) -> Arc<Self> {
-        Arc::new(Self { behaviour, ledger: Mutex::default() })
+        Self::with_clock(behaviour, SystemClock)
+    }
+
+    /// Returns a stub that takes the time of arrivals from this clock.
+    pub fn with_clock(behaviour: Behaviour, clock: impl Clock) -> Arc<Self> {
+        Arc::new(Self { behaviour, clock: Box::new(clock), ledger: Mutex::default() })
+    }
+
+    /// Returns what it was sent so far, by the begin of handling; of a long run the latest.
+    pub fn records(&self) -> Vec<Record> {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.records.iter().cloned().collect()
     }
 
     /// Returns the stub's endpoints.
@@ -120,7 +142,7 @@ impl Stub {
                 &json!({"error": {"message": "the body could not be read"}}),
             );
         };
-        let (arrived, arrived_unix_ms) = (Instant::now(), unix_ms());
+        let (arrived, arrived_unix_ms) = (Instant::now(), self.clock.now().unix_ms());
         let Ok(request) = serde_json::from_slice::<Value>(&body) else {
             return json_response(StatusCode::BAD_REQUEST, &json!({"error": {"message": "not JSON"}}));
         };
@@ -289,12 +311,8 @@ async fn models() -> Response<Body> {
 }
 
 async fn ledger(State(stub): State<Arc<Stub>>) -> Response<Body> {
-    let records: Vec<Record> = {
-        let ledger = stub.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        ledger.records.iter().cloned().collect()
-    };
+    let records = stub.records().into_iter();
     let records: Vec<Value> = records
-        .into_iter()
         .map(|record| {
             json!({
                 "id": record.id,
@@ -338,21 +356,47 @@ fn millis(headers: &HeaderMap, name: &str) -> Option<Duration> {
     number(headers, name).map(|ms| Duration::from_millis(ms.min(600_000)))
 }
 
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// The system's clock.
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_unix_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 /// Serves the stub at a listener until `stop` resolves.
-pub async fn serve(stub: Arc<Stub>, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) {
-    use axum::serve::ListenerExt;
-    let listener = listener.tap_io(|io| {
-        // Small answers must not wait for acknowledgements.
-        let _ = io.set_nodelay(true);
-    });
-    let serving = axum::serve(listener, stub.router());
+pub async fn serve(stub: Arc<Stub>, listener: impl Listener, stop: impl Future<Output = ()> + Send + 'static) {
+    let serving = axum::serve(Port(listener), stub.router());
     tokio::select! {
         biased;
         () = stop => {}
         _ = serving => {}
+    }
+}
+
+/// A listener as axum's server takes it.
+struct Port<L>(L);
+
+impl<L: Listener> axum::serve::Listener for Port<L> {
+    type Io = L::Stream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (L::Stream, SocketAddr) {
+        loop {
+            match self.0.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        // Nobody asks: there are no signals of axum's to say it to.
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }
