@@ -1,5 +1,5 @@
-//! What stands in `deploy/` is what this binary does: ports, probes, environment, times, names of
-//! metrics.
+//! What stands in `deploy/` is what this binary does: ports, probes, environment, times. Its dashboard and alerts are
+//! read in monitoring_tests.rs.
 //!
 //! Knows the manifests as Kubernetes reads them: the kustomize base, and what Helm made of the chart
 //! (`deploy/rendered`; `tests/manifests/run` renders it anew and compares it with both). Must not
@@ -16,9 +16,7 @@ use axum::http::{Request, StatusCode};
 use clap::Parser;
 use quotum::cluster::Seeds;
 use quotum::config::{self, Config, Flags, Listen};
-use quotum::ledger::{Blocked, Mismatch, PeerStatus};
-use quotum::telemetry::Telemetry;
-use quotum::{Limiter, Quota, server};
+use quotum::{Limiter, server};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -37,17 +35,17 @@ const SECRETS: [(&str, &str); 2] = [
 /// Room in the container for what is not bodies: docs/operating.md, sizing.
 const MEMORY_BESIDE_BODIES: u64 = 256 << 20;
 
-fn deploy() -> PathBuf {
+pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
 }
 
-fn read(path: impl AsRef<Path>) -> String {
+pub(crate) fn read(path: impl AsRef<Path>) -> String {
     let path = deploy().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Returns every document of the text.
-fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     let parse = |text| serde_saphyr::from_str::<Value>(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     format!("\n{text}").split("\n---\n").map(parse).filter(|document| !document.is_null()).collect()
 }
@@ -430,105 +428,4 @@ fn pods_that_embed_quotum_get_the_variables_it_reads() {
     assert_eq!(container["ports"][0]["containerPort"], port);
     let kinds: BTreeSet<&str> = manifests.objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["ConfigMap", "NetworkPolicy", "Secret", "Service"].into());
-}
-
-/// Returns every metric's name that stands in the text, as queries write them.
-fn metrics_in(text: &str) -> BTreeSet<String> {
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| word.starts_with("quotum_")).map(str::to_owned).collect()
-}
-
-/// Everything that a pod to which all happened shows at /metrics.
-fn every_metric() -> BTreeSet<String> {
-    let quota = Quota::tokens(1_000).per_minute();
-    let limiter = Limiter::builder().deployment("a", [quota]).build().unwrap();
-    let mut status = limiter.status();
-    let id = status.replica;
-    status.peers.push(PeerStatus {
-        id,
-        node: "b".into(),
-        addr: ([10, 0, 0, 2], 7946).into(),
-        reachable: true,
-        staleness: Some(Duration::from_millis(100)),
-        skew_ms: Some(-3),
-        gone: None,
-    });
-    status.blocked.push(Blocked { who: "b".into(), why: String::new(), resolve: String::new() });
-    status.limits[0].mismatches.push(Mismatch { peer: id, theirs: quota });
-    status.limits[0].refused.insert("exhausted", 1);
-    let telemetry = Telemetry::new();
-    telemetry.reloaded("refused");
-    telemetry.waited(Duration::from_millis(3));
-    quotum::layer::Observer::unreported(&telemetry, "none");
-    let paused = [("a".to_owned(), Duration::from_secs(1))].into();
-    let text = telemetry.render(&status, &paused, &[("key", 1)].into());
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
-    samples.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
-}
-
-#[test]
-fn the_metrics_of_the_contract_are_all_there() {
-    let metrics = every_metric();
-    for name in [
-        "limit",
-        "used",
-        "margin",
-        "spendable",
-        "admitted_total",
-        "refused_total",
-        "refunded_total",
-        "uncovered_total",
-        "wait_seconds_bucket",
-        "staleness_seconds",
-        "clock_skew_seconds",
-        "peers",
-        "roster_blocked",
-        "rights_unreachable",
-        "config_mismatch",
-        "overshoot_bound",
-        "frames_rejected_total",
-        "estimate_error_bucket",
-    ] {
-        assert!(metrics.contains(&format!("quotum_{name}")), "{name} of {metrics:?}");
-    }
-}
-
-#[test]
-fn dashboard_and_alerts_ask_for_metrics_that_exist() {
-    let metrics = every_metric();
-    for file in ["chart/monitoring/dashboard.json", "chart/monitoring/prometheusrule.yaml"] {
-        let asked = metrics_in(&read(file));
-        assert!(asked.len() > 5, "{file}");
-        assert_eq!(asked.difference(&metrics).collect::<Vec<_>>(), Vec::<&String>::new(), "{file}");
-    }
-    let dashboard: Value = serde_json::from_str(&read("chart/monitoring/dashboard.json")).unwrap();
-    let shown = metrics_in(&dashboard["panels"].to_string());
-    for name in [
-        "limit",
-        "used",
-        "margin",
-        "spendable",
-        "refused_total",
-        "wait_seconds_bucket",
-        "staleness_seconds",
-        "clock_skew_seconds",
-        "peers",
-        "roster_blocked",
-        "uncovered_total",
-    ] {
-        assert!(shown.contains(&format!("quotum_{name}")), "{name}");
-    }
-}
-
-#[test]
-fn every_alert_has_its_section_in_the_operating_guide() {
-    let guide = fs::read_to_string(deploy().join("../docs/operating.md")).unwrap();
-    let rules = documents(&read("chart/monitoring/prometheusrule.yaml")).remove(0);
-    let rules = rules["spec"]["groups"][0]["rules"].as_array().unwrap();
-    assert!(rules.len() >= 5);
-    for rule in rules {
-        let alert = rule["alert"].as_str().unwrap();
-        assert!(guide.contains(&format!("### {alert}\n")), "{alert} has no section");
-        assert!(rule["annotations"]["description"].as_str().unwrap().contains(&format!("docs/operating.md, {alert}")));
-    }
 }

@@ -17,6 +17,8 @@ mod demo;
 #[cfg(test)]
 mod deploy_tests;
 mod log;
+#[cfg(test)]
+mod monitoring_tests;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -264,6 +266,18 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
     }
     for block in status["blocked"].as_array().into_iter().flatten() {
         say!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
+    }
+    if let Some(refused) = status["config_refused"].as_str() {
+        say!("config refused, the old one is in force: {refused}");
+    }
+    if let Some(fallback) = status["discovery_fallback"].as_object() {
+        say!(
+            "discovery has fallen back since {} ms: {}; {}; {}",
+            fallback["since_unix_ms"],
+            text(&fallback["why"]),
+            text(&fallback["meanwhile"]),
+            text(&fallback["resolve"])
+        );
     }
     for limit in status["limits"].as_array().into_iter().flatten() {
         for quota in limit["quotas"].as_array().into_iter().flatten() {

@@ -35,12 +35,14 @@ pub struct Telemetry {
     estimate_errors: Histogram,
     unreported: Family<Labels, Counter>,
     reloads: Family<Labels, Counter>,
+    config_refused: Gauge,
     turned_away: Family<Labels, Counter>,
     /// Requests that were not sent for the upstream's sake, by deployment and reason.
     refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
     decision_ns: Mutex<Vec<u64>>,
     traffic: Mutex<Vec<Traffic>>,
+    fallback: Mutex<Option<bool>>,
 }
 
 /// What gossip has carried since the start in one of its two ways.
@@ -60,16 +62,23 @@ pub struct Traffic {
 
 impl Default for Telemetry {
     fn default() -> Self {
+        let reloads = Family::<Labels, Counter>::default();
+        // There from the start: of a series that begins with 1, Prometheus knows no increase.
+        for result in ["changed", "refused"] {
+            drop(reloads.get_or_create(&labels(&[("result", result)])));
+        }
         Self {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
             estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
             unreported: Family::default(),
-            reloads: Family::default(),
+            reloads,
+            config_refused: Gauge::default(),
             turned_away: Family::default(),
             refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
             traffic: Mutex::default(),
+            fallback: Mutex::default(),
         }
     }
 }
@@ -91,14 +100,21 @@ impl Telemetry {
         *refused.entry((deployment.to_owned(), why)).or_default() += 1;
     }
 
-    /// Notes that the configuration was read again, and what came of it.
+    /// Notes that the configuration was read again, and what came of it: `changed`, or `refused`.
     pub fn reloaded(&self, result: &'static str) {
+        self.config_refused.set(i64::from(result == "refused"));
         self.reloads.get_or_create(&labels(&[("result", result)])).inc();
     }
 
     /// Notes what gossip has carried since the start; without it no traffic is rendered.
     pub fn carried(&self, traffic: Vec<Traffic>) {
         *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = traffic;
+    }
+
+    /// Notes whether the pods are looked for in a lesser way than configured; without it, as in a
+    /// pod that is alone, nothing is rendered of that.
+    pub fn fell_back(&self, fallback: bool) {
+        *self.fallback.lock().unwrap_or_else(PoisonError::into_inner) = Some(fallback);
     }
 
     /// Notes a caller that asked no limit: `connections` if it came over one too many, `headers` if
@@ -130,7 +146,8 @@ impl Telemetry {
         (at(50), at(99), ns.len())
     }
 
-    /// Returns every metric as Prometheus text.
+    /// Returns every metric as OpenMetrics text, which every Prometheus since 2.5 asks for; [`classic`] is the same
+    /// for others.
     pub fn render(
         &self,
         status: &Status,
@@ -150,6 +167,8 @@ impl Telemetry {
             self.unreported.clone(),
         );
         registry.register("config_reloads", "Times the configuration was read again", self.reloads.clone());
+        let help = "1 while the configuration file is not in force because it cannot be used";
+        registry.register("config_refused", help, self.config_refused.clone());
         let help = "Connections over max_connections and requests with too large a head, refused before any limit";
         registry.register("callers_turned_away", help, self.turned_away.clone());
         let refused = limits(&mut registry, status);
@@ -162,6 +181,12 @@ impl Telemetry {
             paused.get_or_create(&labels(&[("deployment", limit)])).set(left.as_secs_f64());
         }
         peers(&mut registry, status);
+        if let Some(fallback) = *self.fallback.lock().unwrap_or_else(PoisonError::into_inner) {
+            let help = "1 while the pods are looked for in a lesser way than configured: no API server, only the name";
+            let gauge: Gauge = Gauge::default();
+            gauge.set(i64::from(fallback));
+            registry.register("discovery_fallback", help, gauge);
+        }
         let frames = counters(&mut registry, "frames_rejected", "Datagrams that were dropped unread");
         for (reason, count) in rejected {
             frames.get_or_create(&labels(&[("reason", reason)])).inc_by(*count);
@@ -172,6 +197,29 @@ impl Telemetry {
         let _ = encode(&mut text, &registry);
         text
     }
+}
+
+/// Returns rendered metrics in Prometheus' own, older text format: there a counter is declared under the name of its
+/// samples, and nothing marks the end.
+pub fn classic(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    let mut help = None;
+    for line in openmetrics.lines().filter(|line| *line != "# EOF") {
+        if let Some(of) = line.strip_prefix("# HELP ") {
+            // What it is of is a counter or not, as the next line says.
+            help = Some(of);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|of| of.split_once(' ')) {
+            let total = if kind == "counter" { "_total" } else { "" };
+            if let Some(says) = help.take().and_then(|of| of.strip_prefix(name)) {
+                text.push_str(&format!("# HELP {name}{total}{says}\n"));
+            }
+            text.push_str(&format!("# TYPE {name}{total} {kind}\n"));
+        } else {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 impl Observer for Telemetry {

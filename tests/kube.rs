@@ -32,6 +32,8 @@ enum Mood {
     Well,
     /// The service account may not ask.
     Forbids,
+    /// It may list, and not watch.
+    ForbidsToWatch,
     /// A load balancer without an API server behind it.
     Broken,
 }
@@ -123,11 +125,11 @@ impl ApiServer {
             kept.mood
         });
         match mood {
-            Mood::Forbids => {
+            Mood::Forbids | Mood::ForbidsToWatch if mood == Mood::Forbids || query.get("watch") == Some(&"1") => {
                 return answer(&mut stream, "403 Forbidden", &json!({"kind": "Status", "code": 403})).await;
             }
             Mood::Broken => return answer(&mut stream, "503 Service Unavailable", &json!("no endpoints")).await,
-            Mood::Well => {}
+            Mood::Well | Mood::Forbids | Mood::ForbidsToWatch => {}
         }
         if query.get("watch") != Some(&"1") {
             assert!(!query.contains_key("resourceVersion"), "a list of what is remembered is not consistent");
@@ -374,12 +376,65 @@ async fn without_permission_the_headless_name_goes_on_alone() {
         server.change(|kept| kept.mood = mood);
         server.event("ADDED", "a", running("10.0.0.1"));
         let kube = kube(&server, 7946, &["10.0.0.8", "10.0.0.9"]);
+        assert_eq!(kube.fallback(), None, "nothing was asked yet");
         assert_eq!(listing(&kube, &["10.0.0.8", "10.0.0.9"]).await.gone, []);
         assert_eq!(kube.towards().await.unwrap().unwrap().port(), 7946);
+        let fallback = kube.fallback().unwrap();
         server.change(|kept| kept.mood = Mood::Well);
-        listing(&kube, &["10.0.0.1"]).await;
+        watching(&kube, &["10.0.0.1"]).await;
+        fallback
     };
-    tokio::join!(goes_on(Mood::Forbids), goes_on(Mood::Broken));
+    let (forbidden, broken) = tokio::join!(goes_on(Mood::Forbids), goes_on(Mood::Broken));
+    assert!(forbidden.why.contains("refuses to list pods: 403"), "{forbidden:?}");
+    assert!(forbidden.resolve.contains("allow this pod's service account to list and watch pods"), "{forbidden:?}");
+    assert!(broken.why.contains("503"), "{broken:?}");
+    assert!(broken.resolve.contains("see whether the API server is up"), "{broken:?}");
+    assert!(broken.meanwhile.contains("the headless name goes on alone"), "{broken:?}");
+}
+
+/// Asks until the API server is watched again and lists these.
+async fn watching(kube: &Kube<TestNet>, ips: &[&str]) {
+    within("the API server is watched", async {
+        while kube.fallback().is_some() {
+            kube.ask(Timestamp::from_unix_ms(0)).await.unwrap();
+        }
+    })
+    .await;
+    listing(kube, ips).await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_goes_away_is_told_with_since_when_and_the_latest_reason() {
+    let server = ApiServer::start().await;
+    server.event("ADDED", "a", running("10.0.0.1"));
+    let kube = kube(&server, 7946, &["10.0.0.8"]);
+    listing(&kube, &["10.0.0.1"]).await;
+    server.event("ADDED", "b", running("10.0.0.2"));
+    listing(&kube, &["10.0.0.1", "10.0.0.2"]).await;
+    assert_eq!(kube.fallback(), None);
+    let mut asked = 0;
+    let mut fell_back = async |mood: Mood, why: &str| {
+        server.change(|kept| {
+            kept.mood = mood;
+            kept.generation += 1;
+        });
+        within(&format!("it falls back because of {why}"), async {
+            while !kube.fallback().is_some_and(|fallback| fallback.why.contains(why)) {
+                asked += 1;
+                kube.ask(Timestamp::from_unix_ms(asked)).await.unwrap();
+            }
+        })
+        .await;
+        (asked, kube.fallback().unwrap().since)
+    };
+    let (asked, since) = fell_back(Mood::Broken, "503").await;
+    assert_eq!(since, Timestamp::from_unix_ms(asked), "the question that was not answered");
+    // Who may list and not watch has not come back: one fallback, with the reason of now.
+    assert_eq!(fell_back(Mood::ForbidsToWatch, "refuses to watch pods: 403").await.1, since);
+    server.change(|kept| kept.mood = Mood::Well);
+    watching(&kube, &["10.0.0.1", "10.0.0.2"]).await;
+    let (asked, again) = fell_back(Mood::Broken, "503").await;
+    assert_eq!(again, Timestamp::from_unix_ms(asked), "another one");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use self::discovery::{Discovery, SeedError, Seeds};
+pub use self::discovery::{Discovery, Fallback, SeedError, Seeds};
 pub use self::frame::{KeyFileError, KeyRing, Rejected};
 pub use self::socket::{Datagrams, Net, UdpDatagrams, UdpNet};
 
@@ -202,6 +202,7 @@ pub struct Cluster {
     me: ReplicaId,
     local_addr: SocketAddr,
     advertise: SocketAddr,
+    discovery: Arc<dyn Discovery>,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     keys: watch::Sender<KeyRing>,
@@ -251,13 +252,13 @@ impl Cluster {
             inbox: Inbox::new(frames.clone()),
             frames,
             membership: Membership::start(identity, config.interval).await,
-            asking: Asking::new(discovery),
+            asking: Asking::new(Arc::clone(&discovery)),
             commands: received,
             keys: changed,
             shared: Arc::clone(&shared),
         });
         let task = tokio::spawn(run.run());
-        Ok(Self { me, local_addr, advertise, shared, commands, keys, task })
+        Ok(Self { me, local_addr, advertise, discovery, shared, commands, keys, task })
     }
 
     /// Seals and opens with these keys from now on. Nothing is lost if every pod opens with a
@@ -315,6 +316,12 @@ impl Cluster {
     /// Returns the address that peers send to.
     pub fn advertise(&self) -> SocketAddr {
         self.advertise
+    }
+
+    /// Returns since when and why the pods are looked for in a lesser way than configured, if they
+    /// are now: the headless name alone, because the platform's API does not answer.
+    pub fn fallback(&self) -> Option<Fallback> {
+        self.discovery.fallback()
     }
 
     /// Returns what was sent, received and thrown away so far.

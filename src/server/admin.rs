@@ -17,7 +17,7 @@ use crate::telemetry::{self, Telemetry, Traffic};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
@@ -119,6 +119,13 @@ impl Admin {
         shown["leaving"] = json!(status.leaving || draining);
         shown["limits"] = status.limits.iter().map(|limit| self.limit(limit, pauses.get(&limit.name))).collect();
         shown["config_refused"] = json!(*self.refused.lock().unwrap_or_else(PoisonError::into_inner));
+        let fallback = self.cluster.as_ref().and_then(|cluster| cluster.fallback());
+        shown["discovery_fallback"] = json!(fallback.map(|fallback| json!({
+            "since_unix_ms": fallback.since.unix_ms(),
+            "why": fallback.why,
+            "meanwhile": fallback.meanwhile,
+            "resolve": fallback.resolve,
+        })));
         shown["gossip"] = json!(stats.map(|stats| json!({
             "healthy": stats.healthy,
             "frames_sent": stats.frames_sent,
@@ -185,12 +192,19 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response<Body> {
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response<Body> {
     let stats = admin.cluster.as_ref().map(|cluster| cluster.stats());
+    if let Some(cluster) = &admin.cluster {
+        admin.telemetry.fell_back(cluster.fallback().is_some());
+    }
     admin.telemetry.carried(stats.as_ref().map(traffic).unwrap_or_default());
     let rejected = stats.map(|stats| stats.frames_rejected).unwrap_or_default();
     let metrics = admin.telemetry.render(&admin.limiter.status(), &admin.pauses(), &rejected);
-    text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics)
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    if accept.into_iter().any(|accept| accept.contains("application/openmetrics-text")) {
+        return text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics);
+    }
+    text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry::classic(&metrics))
 }
 
 fn traffic(stats: &ClusterStats) -> Vec<Traffic> {

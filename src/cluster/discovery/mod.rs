@@ -62,6 +62,12 @@ pub trait Discovery: fmt::Debug + Send + Sync + 'static {
     /// Not needed: once begun it is driven to its end, unless the replica itself ends.
     async fn ask(&self, now: Timestamp) -> Result<Answer, Unanswered>;
 
+    /// Returns since when and why it goes by something lesser than what it is meant to ask, if it
+    /// does now. It still answers, so nothing is held up; shown to the operator.
+    fn fallback(&self) -> Option<Fallback> {
+        None
+    }
+
     /// Returns an address of the fleet, for a replica that listens everywhere and must find
     /// out which of its own addresses faces the others; `None` if it cannot tell.
     ///
@@ -100,6 +106,19 @@ impl Answer {
 pub struct Unanswered {
     /// What happened.
     pub why: String,
+    /// The command or change that resolves it.
+    pub resolve: String,
+}
+
+/// What a directory goes by while what it is meant to ask gives no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// Since when, by the replica's clock.
+    pub since: Timestamp,
+    /// What happened, as of the latest attempt.
+    pub why: String,
+    /// What it goes by meanwhile, and what that costs.
+    pub meanwhile: String,
     /// The command or change that resolves it.
     pub resolve: String,
 }

@@ -40,6 +40,35 @@ async fn status_and_metrics_show_where_a_limit_stands() {
 }
 
 #[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let bench = Bench::new().await;
+    let ask = async |accept: &[(&str, &str)]| {
+        Answer::of(bench.admin.clone().oneshot(request("GET", "/metrics", accept, "")).await.unwrap()).await
+    };
+    // What Prometheus 2.42 sends.
+    let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+        text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    let open = ask(&[("accept", prometheus)]).await;
+    assert!(open.header("content-type").unwrap().starts_with("application/openmetrics-text; version=1.0.0"));
+    assert!(open.text.contains("# TYPE quotum_admitted counter\n") && open.text.ends_with("# EOF\n"));
+    for accept in [&[][..], &[("accept", "*/*")], &[("accept", "text/plain;version=0.0.4")]] {
+        let plain = ask(accept).await;
+        assert!(plain.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+        for line in ["# HELP quotum_admitted_total Units", "# TYPE quotum_admitted_total counter\n"] {
+            assert!(plain.text.contains(line), "{line} in {}", plain.text);
+        }
+        assert!(plain.text.contains("# TYPE quotum_wait_seconds histogram\n"), "{}", plain.text);
+        assert!(!plain.text.contains("EOF"));
+        let samples = |text: &str| {
+            let mut lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(samples(&plain.text), samples(&open.text));
+    }
+}
+
+#[tokio::test]
 async fn a_mode_shows_what_it_promises() {
     let extra = Extra { deployment: "mode: { elastic: { beta: 0.05 } }", ..Extra::default() };
     let bench = Bench::with(extra).await;
@@ -72,6 +101,42 @@ async fn a_mode_shows_what_it_promises() {
         (&json!("observe"), &Value::Null)
     );
     assert!(!get(&observing, "/metrics").await.text.contains("quotum_overshoot_bound{"), "it promises nothing");
+}
+
+#[cfg(feature = "kube")]
+#[tokio::test]
+async fn a_directory_that_fell_back_is_shown_with_since_when_and_why() {
+    use crate::cluster::discovery::kube::{Kube, KubeConfig};
+    use crate::cluster::{Cluster, ClusterConfig, Seeds, UdpNet};
+
+    let limiter = Limiter::builder().clock(Still).build().unwrap();
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let api = KubeConfig {
+        api: format!("http://{nobody}"),
+        namespace: "prod".into(),
+        selector: "app=quotum".into(),
+        token_file: None,
+        ca_file: None,
+    };
+    let kube = Kube::new(Arc::new(UdpNet), "localhost", nobody.port(), api).unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let config = ClusterConfig { listen, ..ClusterConfig::new(Seeds::By(Arc::new(kube))) };
+    let cluster = Arc::new(Cluster::join(&limiter, config, UdpNet).await.unwrap());
+    let credentials = Arc::new(Credentials::new(&[]));
+    let admin = Admin::new(limiter, Some(Arc::clone(&cluster)), credentials, Arc::new(Telemetry::new()), &[]).router();
+    let get = async |path: &str| Answer::of(admin.clone().oneshot(request("GET", path, &[], "")).await.unwrap()).await;
+    while cluster.fallback().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let fallback = get("/status").await.json()["discovery_fallback"].take();
+    assert_eq!(fallback["since_unix_ms"], 1_700_000_010_000_u64);
+    assert!(fallback["why"].as_str().unwrap().contains("the API server gives no answer"), "{fallback}");
+    assert!(fallback["resolve"].as_str().unwrap().contains(&nobody.to_string()), "{fallback}");
+    assert!(get("/metrics").await.text.contains("quotum_discovery_fallback 1"));
+    assert!(get("/readyz").await.text.contains("first exchange"), "falling back holds up nothing of its own");
+    let alone = Bench::new().await;
+    assert_eq!(self::get(&alone, "/status").await.json()["discovery_fallback"], Value::Null);
+    assert!(!alone.metrics().await.contains("quotum_discovery_fallback"));
 }
 
 #[tokio::test]

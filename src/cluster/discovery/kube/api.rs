@@ -123,6 +123,20 @@ impl Api {
         Ok(Self { config, client })
     }
 
+    /// Returns what resolves this error.
+    pub(super) fn resolve(&self, error: &ApiError) -> String {
+        let KubeConfig { api, namespace, .. } = &self.config;
+        match error {
+            ApiError::Refused { .. } => format!(
+                "allow this pod's service account to list and watch pods in the namespace {namespace}: a Role and a \
+                 RoleBinding, as deploy/kubernetes/rbac.yaml has them"
+            ),
+            ApiError::Expired | ApiError::Away(_) => {
+                format!("see whether the API server is up and this pod may reach {api}: it is tried again every 5 s")
+            }
+        }
+    }
+
     /// Asks for the pods; `query` begins with `&`.
     async fn get(&self, what: &'static str, query: &str) -> Result<http::Response<Incoming>, ApiError> {
         let KubeConfig { api, namespace, selector, token_file, .. } = &self.config;

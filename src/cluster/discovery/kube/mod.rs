@@ -10,7 +10,7 @@ mod pods;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ pub use self::api::KubeConfig;
 
 use self::api::{Api, ApiError, Said, Watch};
 use self::pods::Pods;
-use super::{Answer, Discovery, Dns, LOOKUP_EVERY, LOOKUP_EVERY_JOINING, Unanswered};
+use super::{Answer, Discovery, Dns, Fallback, LOOKUP_EVERY, LOOKUP_EVERY_JOINING, Unanswered};
 use crate::cluster::socket::Net;
 use crate::ledger::{Directory, Timestamp};
 
@@ -31,6 +31,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// How often it is said that the API server does not answer.
 const SAID_EVERY: Duration = Duration::from_secs(600);
+
+/// What going by the headless name alone costs.
+const MEANWHILE: &str = "the headless name goes on alone: newcomers are seen within seconds, and a pod that crashed \
+    is proven gone by its absence only";
 
 /// How long events are gathered before they are told: an update of a pod comes in several.
 const GATHER: Duration = Duration::from_millis(50);
@@ -41,6 +45,8 @@ pub struct Kube<N> {
     dns: Dns<N>,
     port: u16,
     memory: Mutex<Memory>,
+    /// Apart from the memory, which a question under way holds for seconds.
+    fallback: StdMutex<Option<Fallback>>,
 }
 
 /// What is known from one question to the next.
@@ -66,7 +72,8 @@ impl<N: Net> Kube<N> {
         let pods = Pods::new(port);
         let memory =
             Memory { pods, version: None, watch: None, opened: None, away_until: None, said: None, joined: false };
-        Ok(Self { api: Api::new(config)?, dns: Dns::new(net, host, port), port, memory: Mutex::new(memory) })
+        let (memory, fallback) = (Mutex::new(memory), StdMutex::default());
+        Ok(Self { api: Api::new(config)?, dns: Dns::new(net, host, port), port, memory, fallback })
     }
 
     /// Waits for the next thing that is worth an answer, at most as long as a headless name would
@@ -83,8 +90,14 @@ impl<N: Net> Kube<N> {
         if memory.watch.is_none() {
             memory.watch = Some(self.api.watch(&version).await?);
             memory.opened = Some(Instant::now());
-            if memory.said.take().is_some() {
-                info!("the API server tells of the pods again");
+            // Not before: who may list and not watch has not come back.
+            if let Some(Fallback { since, .. }) = self.fell_back().take() {
+                memory.said = None;
+                info!(
+                    event = "discovery_restored",
+                    since_unix_ms = since.unix_ms(),
+                    "the API server tells of the pods again"
+                );
             }
         }
         let mut news = false;
@@ -119,18 +132,28 @@ impl<N: Net> Kube<N> {
 
     /// The headless name's answer, for as long as the API server gives none.
     async fn alone(&self, memory: &mut Memory, error: &ApiError, now: Timestamp) -> Result<Answer, Unanswered> {
+        let resolve = self.api.resolve(error);
+        let since = {
+            let mut fallback = self.fell_back();
+            let since = fallback.as_ref().map_or(now, |fallback| fallback.since);
+            *fallback =
+                Some(Fallback { since, why: error.to_string(), meanwhile: MEANWHILE.into(), resolve: resolve.clone() });
+            since
+        };
         if memory.said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
             memory.said = Some(Instant::now());
-            warn!(
-                %error,
-                "the headless name goes on alone: newcomers are seen within seconds, and a pod that \
-                 crashed is proven gone by its absence only; allow this service account to list and watch pods"
-            );
+            let since_unix_ms = since.unix_ms();
+            warn!(event = "discovery_fell_back", %error, since_unix_ms, resolve, "{MEANWHILE}; {resolve}");
         }
         memory.watch = None;
         memory.version = None;
         memory.away_until = Some(Instant::now() + AGAIN);
         self.dns.ask(now).await
+    }
+
+    fn fell_back(&self) -> MutexGuard<'_, Option<Fallback>> {
+        // It is whole or not there.
+        self.fallback.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,6 +192,10 @@ impl<N: Net> Discovery for Kube<N> {
             }
             Err(error) => self.alone(memory, &error, now).await,
         }
+    }
+
+    fn fallback(&self) -> Option<Fallback> {
+        self.fell_back().clone()
     }
 
     async fn towards(&self) -> io::Result<Option<SocketAddr>> {
