@@ -32,7 +32,7 @@ const DECISIONS: usize = 4_096;
 #[derive(Debug)]
 pub struct Telemetry {
     waits: Histogram,
-    estimate_errors: Histogram,
+    estimate_errors: Family<Labels, Histogram, fn() -> Histogram>,
     unreported: Family<Labels, Counter>,
     reloads: Family<Labels, Counter>,
     config_refused: Gauge,
@@ -63,13 +63,18 @@ pub struct Traffic {
 impl Default for Telemetry {
     fn default() -> Self {
         let reloads = Family::<Labels, Counter>::default();
+        let estimate_errors: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.0, 10.0]));
         // There from the start: of a series that begins with 1, Prometheus knows no increase.
         for result in ["changed", "refused"] {
             drop(reloads.get_or_create(&labels(&[("result", result)])));
         }
+        for way in ["over", "under"] {
+            drop(estimate_errors.get_or_create(&labels(&[("way", way)])));
+        }
         Self {
             waits: Histogram::new([0.001, 0.002, 0.005, 0.010, 0.015, 0.020, 0.050, 0.100, 0.500, 1.0, 5.0]),
-            estimate_errors: Histogram::new([-1.0, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]),
+            estimate_errors,
             unreported: Family::default(),
             reloads,
             config_refused: Gauge::default(),
@@ -156,11 +161,8 @@ impl Telemetry {
     ) -> String {
         let mut registry = Registry::with_prefix("quotum");
         registry.register("wait_seconds", "Time requests were parked before they were decided", self.waits.clone());
-        registry.register(
-            "estimate_error",
-            "(reserved - used) / reserved of settled requests",
-            self.estimate_errors.clone(),
-        );
+        let help = "|reserved - used| / reserved of settled requests: over, or under what they used";
+        registry.register("estimate_error", help, self.estimate_errors.clone());
         registry.register(
             "unreported",
             "Answers without usage that can be believed: none given, a lie, or unreadable",
@@ -225,7 +227,10 @@ pub fn classic(openmetrics: &str) -> String {
 impl Observer for Telemetry {
     fn estimated(&self, reserved: u64, used: u64) {
         if reserved > 0 {
-            self.estimate_errors.observe((reserved as f64 - used as f64) / reserved as f64);
+            // By direction: OpenMetrics has no sum of negative values.
+            let way = if reserved < used { "under" } else { "over" };
+            let error = reserved.abs_diff(used) as f64 / reserved as f64;
+            self.estimate_errors.get_or_create(&labels(&[("way", way)])).observe(error);
         }
     }
 
@@ -347,5 +352,31 @@ fn peers(registry: &mut Registry, status: &Status) {
     }
     for block in &status.blocked {
         blocked.get_or_create(&labels(&[("replica", &block.who)])).set(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_estimates_are_counted_by_their_direction_and_never_negative() {
+        let telemetry = Telemetry::new();
+        telemetry.estimated(100, 75);
+        telemetry.estimated(100, 100);
+        telemetry.estimated(100, 400);
+        telemetry.estimated(0, 5);
+        let limiter = crate::Limiter::builder().build().unwrap();
+        let text = telemetry.render(&limiter.status(), &BTreeMap::new(), &BTreeMap::new());
+        for line in [
+            r#"quotum_estimate_error_sum{way="over"} 0.25"#,
+            r#"quotum_estimate_error_bucket{le="0.0",way="over"} 1"#,
+            r#"quotum_estimate_error_count{way="over"} 2"#,
+            r#"quotum_estimate_error_sum{way="under"} 3.0"#,
+            r#"quotum_estimate_error_count{way="under"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        assert!(!text.contains(r#"le="-"#), "{text}");
     }
 }
