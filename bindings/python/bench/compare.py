@@ -1,13 +1,15 @@
 """How much of one limit a fleet of LiteLLM proxies lets through: quotum beside LiteLLM's own.
 
     QUOTUM=target/release/quotum python bindings/python/bench/compare.py [--pods 1,2,3]
-        [--scenarios ...] [--contenders ...] [--at-once 2] [--latency]
+        [--scenarios ...] [--contenders ...] [--at-once 4] [--latency]
 
 Every cell is one UTC minute of real proxies in front of the stub, which counts by arrival: a limit of
 10,000 tokens a minute, five times of it offered, 2 s upstream latency, 50 prompt and 50 to 250 output
-tokens, max_tokens 300, nothing sent again. Needs what tests/requirements.txt pins, the quotum package,
-and for the contenders with Redis the redis-server of the distribution. `--latency` compares one proxy
-with and without the callback instead.
+tokens, max_tokens 300, nothing sent again. A fleet runs all its scenarios one after another, with a
+minute between them; fleets run beside one another, but bursts, which take all of a small machine, each in
+a minute of its own. Needs what tests/requirements.txt pins, the quotum package, and for the contenders
+with Redis the redis-server of the distribution. `--latency` compares one proxy with and without the
+callback instead.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ class Redis:
     def __init__(self) -> None:
         [self.port] = free_ports(1)
         self.folder = tempfile.mkdtemp(prefix="quotum-redis-")
+        self.start()
+
+    def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
@@ -91,14 +96,15 @@ def scenario(name: str, pods: int, fleet: Fleet, seed: int) -> tuple[list[Sent],
     raise SystemExit(f"there is no scenario {name!r}")
 
 
-SCENARIOS = ["round robin", "half streaming", "all to one", "burst", "minute edge", "pod killed", "rolling restart"]
+SCENARIOS = ["round robin", "half streaming", "all to one", "burst", "minute edge", "rolling restart", "pod killed"]
+ALONE_NOTHING_IS_LEFT = {"pod killed", "rolling restart"}
 
 
-class Cell:
-    """One contender, one scenario, so many pods."""
+class Contest:
+    """One contender and so many pods, through all scenarios."""
 
-    def __init__(self, contender: str, name: str, pods: int) -> None:
-        self.contender, self.name, self.pods = contender, name, pods
+    def __init__(self, contender: str, pods: int) -> None:
+        self.contender, self.pods = contender, pods
         self.redis: Redis | None = None
         if contender in QUOTUM:
             self.fleet = Fleet(pods, lambda base: config(*group(base, {"quotum": QUOTUM[contender]})))
@@ -121,24 +127,28 @@ class Cell:
     def wait(self) -> None:
         self.fleet.wait()
 
-    async def run(self, minute: float) -> dict[str, Any]:
+    def takes(self, name: str) -> bool:
+        return self.pods > 1 or name not in ALONE_NOTHING_IS_LEFT
+
+    async def run(self, name: str, minute: float) -> dict[str, Any]:
         # What a deployment learns, and what LiteLLM loads with its first requests, comes before.
         warm = [Sent(-25.0 + number * 0.3, number % self.pods, completion=60 + 6 * number) for number in range(30)]
-        requests, events = scenario(self.name, self.pods, self.fleet, seed=len(self.name) * 10 + self.pods)
+        requests, events = scenario(name, self.pods, self.fleet, seed=len(name) * 10 + self.pods)
         if self.contender.endswith("Redis gone"):
             assert self.redis is not None
             events = {**events, -1.0: self.redis.close}
         await offer(self.fleet.urls, warm, minute, latency_ms=100)
         answers = await offer(self.fleet.urls, requests, minute, events)
-        return self.judged(minute, answers)
+        return self.judged(name, minute, answers)
 
-    def judged(self, minute: float, answers: Answers) -> dict[str, Any]:
+    def judged(self, name: str, minute: float, answers: Answers) -> dict[str, Any]:
         records = self.fleet.stub.ledger()
-        minutes = [admitted(records, minute + offset) for offset in (0.0, 60.0 if self.name == "minute edge" else 0.0)]
-        inside = [record for record in records if record["arrived_unix_ms"] >= minute * 1_000]
+        # Its own minute, and those that its warm-up and its latest requests arrived in.
+        minutes = [admitted(records, minute + offset) for offset in (-60.0, 0.0, 60.0)]
+        inside = [record for record in records if minute * 1_000 - 60_000 <= record["arrived_unix_ms"]]
         return {
             "contender": self.contender,
-            "scenario": self.name,
+            "scenario": name,
             "pods": self.pods,
             "admitted": round(max(minutes) / LIMIT, 3),
             "any_60_s": round(most_in_any(inside) / LIMIT, 3),
@@ -146,7 +156,17 @@ class Cell:
             "added_ms_p50": round(statistics.median(answers.latencies) * 1_000, 1) if answers.latencies else None,
             "refusal_ms_p50": round(statistics.median(answers.refusals) * 1_000, 1) if answers.refusals else None,
             "without_retry_after": answers.without_retry_after,
+            "load": round(os.getloadavg()[0], 1),
         }
+
+    def mend(self) -> None:
+        """Starts again what the scenario ended."""
+        if self.redis is not None and self.redis.process.poll() is not None:
+            self.redis.start()
+        for number in range(self.pods):
+            if number not in self.fleet.alive:
+                self.fleet.restart(number)
+        self.fleet.wait()
 
     def close(self) -> None:
         self.fleet.close()
@@ -154,24 +174,31 @@ class Cell:
             self.redis.close()
 
 
-def compare(cells: list[tuple[str, str, int]], at_once: int) -> list[dict[str, Any]]:
+def compare(contests: list[tuple[str, int]], scenarios: list[str], at_once: int) -> list[dict[str, Any]]:
     results = []
-    while cells:
-        now, cells = cells[:at_once], cells[at_once:]
-        running: list[Cell] = []
+    while contests:
+        now, contests = contests[:at_once], contests[at_once:]
+        running: list[Contest] = []
         try:
-            running += [Cell(*cell) for cell in now]
-            for cell in running:
-                cell.wait()
-            # A minute that nobody was asked in, and the end of one before it for the warm-up.
-            minute = next_minute(30.0)
-            ran = asyncio.run(all_of([cell.run(minute) for cell in running]))
+            running += [Contest(*contest) for contest in now]
+            for contest in running:
+                contest.wait()
+            for name in scenarios:
+                taking = [contest for contest in running if contest.takes(name)]
+                # A minute that nobody was asked in, and the end of one before it for the warm-up.
+                minute = next_minute(30.0)
+                step = 60.0 if name == "burst" else 0.0
+                ran = asyncio.run(
+                    all_of([contest.run(name, minute + number * step) for number, contest in enumerate(taking)])
+                )
+                for result in ran:
+                    print(json.dumps(result), flush=True)
+                results += ran
+                for contest in taking:
+                    contest.mend()
         finally:
             with ThreadPoolExecutor() as pool:
-                list(pool.map(Cell.close, running))
-        for result in ran:
-            print(json.dumps(result), flush=True)
-        results += ran
+                list(pool.map(Contest.close, running))
     return results
 
 
@@ -229,7 +256,7 @@ def main() -> None:
     parser.add_argument("--pods", default="1,2,3")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--contenders", default=None, help="separated by ;")
-    parser.add_argument("--at-once", type=int, default=1, help="cells that run in the same minute")
+    parser.add_argument("--at-once", type=int, default=1, help="fleets that run in the same minutes")
     parser.add_argument("--latency", type=int, nargs="?", const=300, help="compare the callback's latency instead")
     options = parser.parse_args()
     if "QUOTUM" not in os.environ:
@@ -241,15 +268,8 @@ def main() -> None:
     if shutil.which("redis-server") is None:
         print("no redis-server here: LiteLLM's own enforcement is left out", file=sys.stderr)
         contenders = [name for name in contenders if name in QUOTUM]
-    alone = {"pod killed", "rolling restart"}
-    cells = [
-        (contender, name, pods)
-        for name in options.scenarios.split(",")
-        for pods in map(int, options.pods.split(","))
-        for contender in contenders
-        if not (pods == 1 and name in alone)
-    ]
-    table(compare(cells, options.at_once))
+    contests = [(contender, pods) for contender in contenders for pods in map(int, options.pods.split(","))]
+    table(compare(contests, options.scenarios.split(","), options.at_once))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 mod background;
 mod denied;
+mod keys;
 mod limiter;
 mod permit;
 mod pod;

@@ -15,6 +15,7 @@ use quotum::{Handle, Mode, Policy, Portion, Unit};
 
 use crate::background;
 use crate::denied::denied;
+use crate::keys::KeyFile;
 use crate::permit::{Permit, claim};
 use crate::quota::{Quota, Standing, seconds};
 use crate::settings::{self, Passed};
@@ -85,7 +86,7 @@ impl Limiter {
         Ok(())
     }
 
-    fn config(&self, passed: Passed) -> PyResult<ClusterConfig> {
+    fn settings(&self, passed: Passed) -> PyResult<(ClusterConfig, Option<KeyFile>)> {
         if self.cluster()?.is_some() {
             return Err(PyRuntimeError::new_err("this limiter has joined already; leave() first"));
         }
@@ -240,14 +241,14 @@ impl Limiter {
             on_silence,
             first_window,
         };
-        let config = self.config(passed)?;
+        let (config, key_file) = self.settings(passed)?;
         let limiter = self.limiter()?;
         if config.seeds == Seeds::Alone {
             return Ok(());
         }
-        let joined = background::wait(py, async move { join(&limiter, config).await })?;
+        let joined = background::wait(py, async move { join(&limiter, config, key_file).await })?;
         match joined {
-            Ok(cluster) => self.joined(Some(Arc::new(cluster))),
+            Ok(cluster) => self.joined(Some(cluster)),
             Err(error @ (JoinError::Bind { .. } | JoinError::Randomness(_))) => {
                 Err(PyOSError::new_err(settings::explain(&error)))
             }
@@ -321,9 +322,14 @@ impl<'py> IntoPyObject<'py> for Reserved {
     }
 }
 
-/// Joins a fleet; on a machine without IPv6 by IPv4, unless told where to listen.
-pub(crate) async fn join(limiter: &quotum::Limiter, config: ClusterConfig) -> Result<Cluster, JoinError> {
-    match Cluster::join(limiter, config.clone(), UdpNet).await {
+/// Joins a fleet, and reads its keys again; on a machine without IPv6 by IPv4, unless told
+/// where to listen.
+pub(crate) async fn join(
+    limiter: &quotum::Limiter,
+    config: ClusterConfig,
+    key_file: Option<KeyFile>,
+) -> Result<Arc<Cluster>, JoinError> {
+    let joined = match Cluster::join(limiter, config.clone(), UdpNet).await {
         Err(JoinError::Bind { addr, source })
             if addr.ip() == std::net::Ipv6Addr::UNSPECIFIED && source.kind() != std::io::ErrorKind::AddrInUse =>
         {
@@ -331,7 +337,12 @@ pub(crate) async fn join(limiter: &quotum::Limiter, config: ClusterConfig) -> Re
             Cluster::join(limiter, ClusterConfig { listen, ..config }, UdpNet).await
         }
         joined => joined,
+    };
+    let cluster = Arc::new(joined?);
+    if let Some(file) = key_file {
+        tokio::spawn(file.watch(Arc::downgrade(&cluster)));
     }
+    Ok(cluster)
 }
 
 async fn leave(cluster: Arc<Cluster>, timeout: Duration) -> bool {

@@ -122,6 +122,11 @@ impl Standing {
     }
 
     #[getter]
+    fn vested(&self) -> u64 {
+        self.standing.vested
+    }
+
+    #[getter]
     fn resets_in(&self) -> f64 {
         self.standing.resets_in.as_secs_f64()
     }

@@ -1,16 +1,23 @@
 //! How a process takes part in a fleet: what was passed, else the environment.
 //!
 //! Knows the names of the environment that `quotum serve` reads, too. Must not know what is
-//! done with them. The invariant it keeps: an empty variable counts as unset, and what cannot
+//! done with what they say. The invariant it keeps: an empty variable counts as unset, and what cannot
 //! be used is an error that names the argument and the variable.
 
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use quotum::cluster::{ClusterConfig, JoinError, KeyRing, Seeds};
+use quotum::cluster::discovery::kube::{Kube, KubeConfig};
+use quotum::cluster::{ClusterConfig, JoinError, Seeds, UdpNet};
 use quotum::ledger::{FirstWindow, OnSilence};
+
+use crate::keys::KeyFile;
+
+/// Where Kubernetes puts what a pod needs to ask its API server.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// What a caller may pass instead of the environment.
 #[derive(Debug, Default)]
@@ -47,11 +54,12 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Returns how to join, whether anybody is to be joined or not.
+/// Returns how to join, whether anybody is to be joined or not, and the file that its keys
+/// were read from.
 ///
 /// # Errors
 /// Says what is wrong; nothing was started.
-pub(crate) fn settle(passed: Passed) -> Result<ClusterConfig, Wrong> {
+pub(crate) fn settle(passed: Passed) -> Result<(ClusterConfig, Option<KeyFile>), Wrong> {
     let seeds = match passed.seeds {
         Some(seeds) => seeds,
         None => environment("QUOTUM_SEEDS").map_or_else(Vec::new, |text| entries(&text)),
@@ -69,13 +77,18 @@ pub(crate) fn settle(passed: Passed) -> Result<ClusterConfig, Wrong> {
         config.listen = address(&listen).map_err(|why| wrong("listen", "QUOTUM_GOSSIP_LISTEN", why))?;
     }
     if let Some(advertise) = pick(passed.advertise, "QUOTUM_GOSSIP_ADVERTISE") {
-        let advertise = address(&advertise).map_err(|why| wrong("advertise", "QUOTUM_GOSSIP_ADVERTISE", why))?;
-        config.advertise = Some(advertise);
+        // Kubernetes tells a pod its address alone.
+        let advertise = match advertise.parse::<IpAddr>() {
+            Ok(ip) => Ok(SocketAddr::new(ip, config.listen.port())),
+            Err(_) => address(&advertise),
+        };
+        config.advertise = Some(advertise.map_err(|why| wrong("advertise", "QUOTUM_GOSSIP_ADVERTISE", why))?);
     }
+    let mut key_file = None;
     if let Some(path) = pick(passed.key_file, "QUOTUM_GOSSIP_KEY_FILE") {
-        let name = |why: &dyn fmt::Display| wrong("key_file", "QUOTUM_GOSSIP_KEY_FILE", format_args!("{path}: {why}"));
-        let text = fs::read_to_string(&path).map_err(|error| name(&error))?;
-        config.keys = KeyRing::parse(&text).map_err(|error| name(&error))?;
+        let opened = KeyFile::open(path).map_err(|why| wrong("key_file", "QUOTUM_GOSSIP_KEY_FILE", why))?;
+        key_file = Some(opened.0);
+        config.keys = opened.1;
     }
     config.insecure = passed.insecure;
     config.interval = passed.interval.unwrap_or(config.interval);
@@ -91,7 +104,43 @@ pub(crate) fn settle(passed: Passed) -> Result<ClusterConfig, Wrong> {
         Some(other) => return Err(Wrong(format!("first_window={other:?} is not one of: admit, wait"))),
     };
     check(&config)?;
-    Ok(config)
+    if let Some(selector) = environment("QUOTUM_PODS") {
+        config.seeds = pods(&config.seeds, selector).map_err(|why| Wrong(format!("QUOTUM_PODS: {why}")))?;
+    }
+    Ok((config, key_file))
+}
+
+/// Returns the directory that asks Kubernetes' API server for the fleet's pods, beside the
+/// headless name.
+fn pods(seeds: &Seeds, selector: String) -> Result<Seeds, String> {
+    let Seeds::Name { host, port } = seeds else {
+        return Err("the API server is asked beside a headless name: let QUOTUM_SEEDS name one".to_owned());
+    };
+    let label = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !selector.split(',').all(label) || !selector.contains(['=', '(']) {
+        return Err(format!("{selector:?} is no label selector; write app.kubernetes.io/name=litellm"));
+    }
+    let server = (environment("KUBERNETES_SERVICE_HOST"), environment("KUBERNETES_SERVICE_PORT"));
+    let (Some(server), Some(at)) = server else {
+        return Err("this process is in no pod of Kubernetes: KUBERNETES_SERVICE_HOST and _PORT are not set".to_owned());
+    };
+    let server = if server.contains(':') { format!("[{server}]") } else { server };
+    let namespace = environment("QUOTUM_NAMESPACE").map_or_else(
+        || {
+            let file = format!("{SERVICE_ACCOUNT}/namespace");
+            let read = fs::read_to_string(&file).map_err(|error| format!("{file} cannot be read: {error}"));
+            read.map(|text| text.trim().to_owned())
+        },
+        Ok,
+    )?;
+    let config = KubeConfig {
+        api: format!("https://{server}:{at}"),
+        namespace,
+        selector,
+        token_file: Some(format!("{SERVICE_ACCOUNT}/token").into()),
+        ca_file: Some(format!("{SERVICE_ACCOUNT}/ca.crt").into()),
+    };
+    Ok(Seeds::By(Arc::new(Kube::new(Arc::new(UdpNet), host, *port, config)?)))
 }
 
 /// Returns where the admin endpoints listen; nowhere, unless that is set.

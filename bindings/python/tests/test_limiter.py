@@ -86,6 +86,21 @@ def test_a_refusal_says_which_limit_what_is_left_and_when_to_come_back():
     assert used(limiter) == 900
 
 
+def test_what_a_long_window_has_not_vested_yet_is_no_reason_to_wait_for_its_end():
+    limiter = Limiter({"gpt": Quota("tokens", 100_000, window=86_400.0)})
+    # A quarter at once, the rest every ten minutes: the time of day decides how much that is by now.
+    with pytest.raises(Denied) as caught:
+        for _ in range(21):
+            limiter.acquire("gpt", 5_000)
+    [standing] = limiter.standing("gpt")
+    assert 25_000 <= standing.vested <= standing.limit == 100_000
+    assert caught.value.retry_after is not None
+    if standing.vested < standing.limit:
+        assert "vested" in str(caught.value)
+        # 5,000 are at most seven instalments of 520.
+        assert caught.value.retry_after <= 10 * 600.0
+
+
 def test_a_request_larger_than_the_limit_is_told_never():
     with pytest.raises(Denied) as caught:
         a_limiter().acquire("gpt", 1_001)
@@ -215,6 +230,26 @@ def admits(limiter: Limiter) -> bool:
     except Denied:
         return False
     return True
+
+
+def test_keys_are_rotated_without_a_restart(tmp_path):
+    old, new = "1" * 64, "2" * 64
+    files = [tmp_path / "first", tmp_path / "second"]
+    for file, key in zip(files, (old, new)):
+        file.write_text(key)
+    seeds = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    limiters = [a_limiter(10_000, wait=5.0) for _ in seeds]
+    try:
+        for limiter, own, file in zip(limiters, seeds, files):
+            limiter.join(seeds=seeds, listen=own, advertise=own, node=own, interval=0.02, key_file=str(file))
+        # Neither opens what the other seals, and an unusable file changes nothing.
+        files[0].write_text("not a key")
+        assert not any(limiter.ready for limiter in limiters)
+        files[0].write_text(f"{new}\n{old}")
+        until(lambda: all(limiter.ready for limiter in limiters))
+    finally:
+        for limiter in limiters:
+            limiter.leave(timeout=5.0)
 
 
 def test_two_replicas_hold_one_limit(pair):

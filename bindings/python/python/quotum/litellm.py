@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,19 +50,19 @@ _ROUTER_WITHIN = 120.0
 
 
 class _Attempt:
-    """One reservation, and how far its request has come."""
+    """One reservation, until when its request must leave, and how far that has come."""
 
-    __slots__ = ("at", "deployment", "number", "sent")
+    __slots__ = ("deployment", "number", "sent", "until")
 
-    def __init__(self, number: int, deployment: str) -> None:
+    def __init__(self, number: int, deployment: str, until: float) -> None:
         self.number = number
         self.deployment = deployment
+        self.until = until
         self.sent = False
-        self.at = time.time()
 
-    def is_of_this(self, period: float) -> bool:
-        """Whether it was reserved in the period that runs now."""
-        return self.at // period == time.time() // period
+    def is_late(self) -> bool:
+        """Whether a request that leaves now may arrive in a window in which it is not charged."""
+        return time.time() >= self.until
 
 
 # The attempt that runs in this task, and what was asked: the hooks of one attempt share a task.
@@ -80,8 +79,6 @@ class Callback(CustomLogger):
         self.pod = Pod()
         self._limits: dict[str, tuple[Any, ...]] = {}
         self._names: dict[str, str] = {}
-        # Windows are minutes; those of other kinds are cut into parts of whole 5 s.
-        self._periods: dict[str, float] = {}
         self._wrong: str | None = None
         self._starting: asyncio.Task[None] | None = None
         atexit.register(self.pod.leave)
@@ -115,7 +112,6 @@ class Callback(CustomLogger):
                 amounts = {limit: amount for limit, amount in zip(_LIMITS, limits) if amount is not None}
                 if amounts:
                     terms = (deployment.get("model_info") or {}).get("quotum") or {}
-                    self._periods[name] = 60.0 if terms.get("kind", "fixed") == "fixed" else 5.0
                     declared.append({"id": name, **amounts, "model": _model(deployment), "terms": terms})
             self.pod.declare(json.dumps(declared))
             self._wrong = None
@@ -201,9 +197,9 @@ class Callback(CustomLogger):
             return deployments
         by_name = {self._name(deployment): deployment for level in levels for deployment in level}
         names = [[self._name(deployment) for deployment in level] for level in levels]
-        number, name = await self.pod.reserve(names, api, body)
-        _attempt.set(_Attempt(number, name))
-        return [by_name[name]]
+        attempt = _Attempt(*await self.pod.reserve(names, api, body))
+        _attempt.set(attempt)
+        return [by_name[attempt.deployment]]
 
     async def async_pre_call_check(self, deployment: dict[str, Any], parent_otel_span: Any) -> None:
         asked = _asked.get()
@@ -234,9 +230,9 @@ class Callback(CustomLogger):
             if attempt is not None and attempt.sent and attempt.deployment == name:
                 # A call inside of the call: one reservation is enough.
                 return
-            if attempt is None or attempt.deployment != name or not attempt.is_of_this(self._periods.get(name, 60.0)):
+            if attempt is None or attempt.deployment != name or attempt.is_late():
                 # The request names its deployment, or something after the filter picked another one,
-                # or it took so long that the upstream will count it in another window.
+                # or it lay so long that the upstream may count it in a window in which it is not charged.
                 api, body = _body(model, kwargs, kwargs.get("messages"))
                 attempt = await self._reserve(name, api, body)
             attempt.sent = True
@@ -248,11 +244,19 @@ class Callback(CustomLogger):
         except Exception as error:
             raise self._broken(model, error) from error
 
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+        """The last that LiteLLM calls before it connects. It listens to no refusal here, so what lay too
+        long since the hook above is charged where it arrives, whether there is room or not.
+        """
+        attempt = _attempt.get()
+        if attempt is not None and attempt.sent and attempt.is_late():
+            self.pod.late(attempt.number)
+            attempt.until = math.inf
+
     async def _reserve(self, name: str, api: str, body: str) -> _Attempt:
         self._check()
         self._supersede()
-        number, name = await self.pod.reserve([[name]], api, body)
-        attempt = _Attempt(number, name)
+        attempt = _Attempt(*await self.pod.reserve([[name]], api, body))
         _attempt.set(attempt)
         return attempt
 
@@ -343,16 +347,12 @@ class _Metrics:
         return ()
 
     def collect(self) -> Iterable[Any]:
-        # The strict parser refuses a histogram of errors, which may be negative, by its sum.
-        from prometheus_client.parser import text_string_to_metric_families
+        from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
         if self.pod.seat == "standing":
             return []
         try:
-            # OpenMetrics says what kind `x` is, where the plain format says it of `x_total`.
-            counter, total = r"^# HELP (\S+) (.*)\n# TYPE \1 counter$", r"# HELP \1_total \2\n# TYPE \1_total counter"
-            text = re.sub(counter, total, self.pod.metrics(), flags=re.M)
-            return list(text_string_to_metric_families(text))
+            return list(text_string_to_metric_families(self.pod.metrics()))
         except Exception as error:
             # LiteLLM's own metrics must not fail for ours.
             _log.warning("no metrics of quotum: %s", error)

@@ -6,13 +6,15 @@
 //! it, stays charged.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use quotum::layer::parts::{Charge, Meter, Prompts};
 use quotum::layer::{Call, Metering, Observer, Report, Tokenizer, Usage};
-use quotum::{Claim, Denied, Handle, Limiter, Permit, Policy, Portion};
+use quotum::ledger::{Timestamp, WindowKind};
+use quotum::{Claim, Denied, Handle, Limiter, Permit, Policy, Portion, Unit};
 
 use super::message::{self, Declared, Mode, Outcome, Refusal, Reply, Request, Reserve, Unreported};
 use crate::limiter::LIMITS;
@@ -21,8 +23,9 @@ use crate::quota::kind_of;
 /// How long a reservation is kept for a settlement: longer than any request takes.
 const KEEP: Duration = Duration::from_secs(3_600);
 
-/// How close to a window's end a reservation must fit into both: LiteLLM works on a request
-/// for tens of milliseconds between the reservation and the first byte, more under load.
+/// How close to a window's end a reservation must fit into both, unless the windows are too
+/// short for it: after its last hook LiteLLM connects and writes, in tens of milliseconds and
+/// more under load.
 const EDGE: Duration = Duration::from_millis(250);
 
 /// More tokens than an answer can have: a mistake, as in the library's own reading.
@@ -34,27 +37,38 @@ pub(crate) struct Book {
     served: RwLock<Served>,
     open: Mutex<BTreeMap<u64, Open>>,
     next: AtomicU64,
+    late: AtomicU64,
     observer: Arc<dyn Observer>,
 }
 
 #[derive(Debug)]
 struct Served {
     limiter: Limiter,
-    deployments: BTreeMap<String, Deployment>,
+    deployments: BTreeMap<String, Arc<Deployment>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Deployment {
     declared: Declared,
     handle: Handle,
     meter: Arc<Meter>,
+    edge: Duration,
 }
 
 #[derive(Debug)]
 struct Open {
     charge: Charge,
+    asked: Asked,
     worker: u64,
     since: Instant,
+}
+
+/// Where a reservation was made, and for what.
+#[derive(Clone, Debug)]
+struct Asked {
+    deployment: Arc<Deployment>,
+    call: Call,
+    claim: Claim,
 }
 
 impl Book {
@@ -69,7 +83,7 @@ impl Book {
         // No number of an earlier owner's may mean a reservation of this one.
         let first = getrandom::u64().map_err(|error| error.to_string())? >> 12;
         let (open, next) = (Mutex::default(), AtomicU64::new(first | 1));
-        let book = Self { served: RwLock::new(served), open, next, observer };
+        let book = Self { served: RwLock::new(served), open, next, late: AtomicU64::new(0), observer };
         book.declare(declared)?;
         Ok(book)
     }
@@ -93,15 +107,16 @@ impl Book {
         for (id, declared) in all {
             let handle = limiter.handle(id).map_err(|error| error.to_string())?;
             let before = served.deployments.get(id).map(|known| &*known.meter);
-            let meter = Meter::new(declared.metering(), declared.policy()?.mode, declared.quotas()?).after(before);
-            let deployment = Deployment { declared: declared.clone(), handle, meter: Arc::new(meter) };
-            deployments.insert(id.to_owned(), deployment);
+            let policy = declared.policy()?;
+            let meter = Arc::new(Meter::new(declared.metering(), policy.mode, declared.quotas()?).after(before));
+            let deployment = Deployment { declared: declared.clone(), handle, meter, edge: policy.edge };
+            deployments.insert(id.to_owned(), Arc::new(deployment));
         }
         *served = Served { limiter, deployments };
         Ok(())
     }
 
-    fn deployment(&self, id: &str) -> Option<Deployment> {
+    fn deployment(&self, id: &str) -> Option<Arc<Deployment>> {
         self.served.read().unwrap_or_else(PoisonError::into_inner).deployments.get(id).cloned()
     }
 
@@ -110,7 +125,7 @@ impl Book {
     pub(crate) fn forfeit(&self) {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         for deployment in served.deployments.values() {
-            let nothing = Claim::tokens(0).with(quotum::Unit::Requests, 0);
+            let nothing = Claim::tokens(0).with(Unit::Requests, 0);
             let all = deployment.handle.standings().into_iter();
             let all = all.fold(nothing, |claim, standing| claim.with(standing.quota.unit(), standing.spendable));
             if let Ok(mut permit) = deployment.handle.try_acquire(all) {
@@ -122,30 +137,31 @@ impl Book {
     /// Reserves at the first deployment with room; waits at one of a level for peers' rights
     /// before the next level is asked.
     pub(crate) async fn reserve(&self, request: Request, worker: u64) -> Reply {
-        let mut soonest: Option<(Deployment, Denied)> = None;
+        let mut soonest: Option<(Arc<Deployment>, Denied)> = None;
+        // Before the decision: what waits for it makes the reservation no fresher.
+        let at = self.limiter().now();
         for level in &request.levels {
             let mut short = None;
             for id in level {
                 let Some(deployment) = self.deployment(id) else {
-                    return Reply::Granted { id: 0, deployment: id.clone(), waited: 0.0 };
+                    return Reply::Granted { id: 0, deployment: id.clone(), until: f64::MAX };
                 };
                 let (call, claim) = deployment.claim(&request);
-                let decision = deployment.handle.probe(claim).map(Permit::into_owned);
-                match decision {
-                    Ok(permit) => return self.granted(&deployment, permit, &call, worker),
+                let asked = Asked { deployment, call, claim };
+                match asked.now(claim, &self.observer) {
+                    Ok(charge) => return self.granted(charge, asked, at, worker),
                     Err(denied) => {
+                        keep_sooner(&mut soonest, &asked.deployment, &denied);
                         if short.is_none() && !matches!(denied, Denied::TooLarge { .. }) {
-                            short = Some((deployment.clone(), call, claim));
+                            short = Some(asked);
                         }
-                        keep_sooner(&mut soonest, deployment, denied);
                     }
                 }
             }
-            let Some((deployment, call, claim)) = short else { continue };
-            let waited = deployment.handle.acquire(claim).tentative().await.map(Permit::into_owned);
-            match waited {
-                Ok(permit) => return self.granted(&deployment, permit, &call, worker),
-                Err(denied) => keep_sooner(&mut soonest, deployment, denied),
+            let Some(asked) = short else { continue };
+            match asked.soon(&self.observer).await {
+                Ok(charge) => return self.granted(charge, asked, at, worker),
+                Err(denied) => keep_sooner(&mut soonest, &asked.deployment, &denied),
             }
         }
         match soonest {
@@ -171,7 +187,7 @@ impl Book {
             let decision = deployment.handle.acquire(claim).tentative().await.map(drop);
             match decision {
                 Ok(()) => room.push(id.clone()),
-                Err(denied) => keep_sooner(&mut refusal, deployment.clone(), denied),
+                Err(denied) => keep_sooner(&mut refusal, &deployment, &denied),
             }
         }
         match refusal {
@@ -183,17 +199,37 @@ impl Book {
         }
     }
 
-    fn granted(&self, deployment: &Deployment, permit: Permit<'static>, call: &Call, worker: u64) -> Reply {
-        let waited = permit.waited().as_secs_f64();
-        let charge = Charge::new(permit, deployment.meter.clone(), self.observer.clone(), call);
+    fn granted(&self, charge: Charge, asked: Asked, at: Timestamp, worker: u64) -> Reply {
+        let (deployment, until) = (asked.deployment.declared.id.clone(), asked.deployment.until(at));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         while let Some(oldest) = open.first_entry().filter(|oldest| now.duration_since(oldest.get().since) > KEEP) {
             keep(oldest.remove().charge);
         }
-        open.insert(id, Open { charge, worker, since: now });
-        Reply::Granted { id, deployment: deployment.declared.id.clone(), waited }
+        open.insert(id, Open { charge, asked, worker, since: now });
+        Reply::Granted { id, deployment, until }
+    }
+
+    /// Moves a reservation to the window that its request arrives in, because it leaves only
+    /// now. Nobody can hold it back any more: where that window has no room, what the request
+    /// uses is charged there once it is known, as what it uses beyond a reservation is.
+    pub(crate) async fn late(&self, id: u64) {
+        let found = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|open| open.asked.clone());
+        let Some(asked) = found else { return };
+        self.late.fetch_add(1, Ordering::Relaxed);
+        let charge = match asked.now(asked.claim, &self.observer) {
+            Ok(charge) => Ok(charge),
+            Err(_) => asked.soon(&self.observer).await,
+        };
+        // Of nothing there would be nothing to settle.
+        let least = Claim::prompt_and_output(1, 1).with(Unit::Tokens, 1);
+        let Ok(charge) = charge.or_else(|_| asked.now(least, &self.observer)) else { return };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Settled meanwhile, it stays as it was; dropped, either gives itself back.
+        let before = open.get_mut(&id).map(|open| mem::replace(&mut open.charge, charge));
+        drop(open);
+        drop(before);
     }
 
     /// Settles a reservation; of one that is settled, or was made by an earlier owner, nothing
@@ -231,6 +267,11 @@ impl Book {
         gone.into_iter().for_each(|open| keep(open.charge));
     }
 
+    /// Returns how many requests left later than their reservation covered.
+    pub(crate) fn late_ones(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
+    }
+
     /// Returns how many reservations are open.
     pub(crate) fn open(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -242,14 +283,43 @@ fn keep(mut charge: Charge) {
 }
 
 /// Keeps who may take the request first; never comes last.
-fn keep_sooner(soonest: &mut Option<(Deployment, Denied)>, deployment: Deployment, denied: Denied) {
+fn keep_sooner(soonest: &mut Option<(Arc<Deployment>, Denied)>, deployment: &Arc<Deployment>, denied: &Denied) {
     let after = |denied: &Denied| denied.retry_after().unwrap_or(Duration::MAX);
-    if soonest.as_ref().is_none_or(|(_, sooner)| after(&denied) < after(sooner)) {
-        *soonest = Some((deployment, denied));
+    if soonest.as_ref().is_none_or(|(_, sooner)| after(denied) < after(sooner)) {
+        *soonest = Some((deployment.clone(), denied.clone()));
+    }
+}
+
+impl Asked {
+    /// Reserves, and waits for nobody.
+    fn now(&self, claim: Claim, observer: &Arc<dyn Observer>) -> Result<Charge, Denied> {
+        let permit = self.deployment.handle.probe(claim)?.into_owned();
+        Ok(self.charge(permit, observer))
+    }
+
+    /// Reserves, and waits for rights of peers.
+    async fn soon(&self, observer: &Arc<dyn Observer>) -> Result<Charge, Denied> {
+        let permit = self.deployment.handle.acquire(self.claim).tentative().await?.into_owned();
+        Ok(self.charge(permit, observer))
+    }
+
+    fn charge(&self, permit: Permit<'static>, observer: &Arc<dyn Observer>) -> Charge {
+        Charge::new(permit, self.deployment.meter.clone(), observer.clone(), &self.call)
     }
 }
 
 impl Deployment {
+    /// Returns until when a request may leave whose reservation was made after `at`: as long
+    /// as it is charged in every window that it can arrive in within an edge, in Unix time in
+    /// seconds. A bucket sets an edge aside, which is halved between this and the arrival.
+    fn until(&self, at: Timestamp) -> f64 {
+        let until = self.handle.quotas().map(|quota| match quota.kind() {
+            WindowKind::Bucket { .. } => at.plus(self.edge / 2),
+            _ => quota.grid().window_at(at.plus(self.edge)).end().minus(self.edge),
+        });
+        until.min().unwrap_or(Timestamp::NEVER).unix_ms() as f64 / 1_000.0
+    }
+
     /// Returns what a request asks of this deployment, and what is reserved for it.
     fn claim(&self, request: &Request) -> (Call, Claim) {
         let prompt = match self.meter.tokenizer() {
@@ -303,7 +373,10 @@ impl Declared {
         Ok(Policy {
             mode,
             wait: duration("wait", self.terms.wait, usual.wait)?,
-            edge: duration("edge", self.terms.edge, EDGE)?,
+            edge: match self.terms.edge {
+                Some(_) => duration("edge", self.terms.edge, EDGE)?,
+                None => self.quotas()?.iter().fold(EDGE, |edge, quota| edge.min(quota.lead())),
+            },
             limit_id: self.terms.limit_id.clone(),
         })
     }

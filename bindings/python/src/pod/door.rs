@@ -57,7 +57,7 @@ async fn hear(
         // What cannot be understood comes from another version: that worker must not believe
         // that it was heard.
         let Ok(Numbered { number, body }) = serde_json::from_str::<Numbered<Ask>>(&line) else { break };
-        let may_wait = matches!(body, Ask::Reserve(_) | Ask::Room(_));
+        let may_wait = matches!(body, Ask::Reserve(_) | Ask::Room(_) | Ask::Late { .. });
         let (shared, book, replies) = (shared.clone(), book.clone(), replies.clone());
         let answer = async move {
             let body = shared.answer(&book, body, worker).await;

@@ -121,6 +121,10 @@ pub(crate) enum Ask {
         id: u64,
         outcome: Outcome,
     },
+    /// It leaves only now: later than its reservation covers.
+    Late {
+        id: u64,
+    },
     Metrics,
     Status,
 }
@@ -129,11 +133,12 @@ pub(crate) enum Ask {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// Reserved at this deployment. Id 0: it has no limit.
+    /// Reserved at this deployment, for a request that leaves until then (Unix time in
+    /// seconds). Id 0: it has no limit.
     Granted {
         id: u64,
         deployment: String,
-        waited: f64,
+        until: f64,
     },
     Refused(Refusal),
     Room(Vec<String>),

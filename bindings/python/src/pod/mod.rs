@@ -13,6 +13,7 @@ mod link;
 mod message;
 mod python;
 
+use std::array;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -22,10 +23,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds};
+use quotum::cluster::{Cluster, ClusterConfig, ClusterStats, JoinError, Seeds};
 use quotum::layer::Tokenizer;
 use quotum::ledger::LimitId;
-use quotum::telemetry::{self, Telemetry};
+use quotum::telemetry::{self, Telemetry, Traffic};
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use self::book::Book;
 use self::link::Link;
 use self::message::{Ask, Declared, Refusal, Reply};
+use crate::keys::KeyFile;
 use crate::limiter::join;
 use crate::settings;
 
@@ -66,6 +68,7 @@ struct Shared {
     seat: watch::Sender<Seat>,
     declared: Mutex<Vec<Declared>>,
     config: ClusterConfig,
+    key_file: Option<KeyFile>,
     cluster: Mutex<Option<Arc<Cluster>>>,
     telemetry: Arc<Telemetry>,
     /// How many other workers reach the owner, if this is it.
@@ -74,12 +77,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(config: ClusterConfig, admin: Option<SocketAddr>) -> Arc<Self> {
+    fn new(config: ClusterConfig, key_file: Option<KeyFile>, admin: Option<SocketAddr>) -> Arc<Self> {
         let (seat, _) = watch::channel(Seat::Standing("it has just started".into()));
         Arc::new(Self {
             seat,
             declared: Mutex::default(),
             config,
+            key_file,
             cluster: Mutex::default(),
             telemetry: Arc::default(),
             workers: AtomicUsize::new(0),
@@ -129,6 +133,10 @@ impl Shared {
                 book.settle(id, outcome);
                 Reply::Done
             }
+            Ask::Late { id } => {
+                book.late(id).await;
+                Reply::Done
+            }
             Ask::Declare(declared) => match book.declare(&declared) {
                 Ok(()) => Reply::Done,
                 Err(why) => Reply::Wrong(why),
@@ -139,15 +147,17 @@ impl Shared {
     }
 
     fn metrics(&self, book: &Book) -> String {
-        let cluster = self.cluster();
-        let rejected = cluster.map(|cluster| cluster.stats().frames_rejected).unwrap_or_default();
+        let stats = self.cluster().map(|cluster| cluster.stats());
+        self.telemetry.carried(stats.as_ref().map(traffic).unwrap_or_default());
+        let rejected = stats.map(|stats| stats.frames_rejected).unwrap_or_default();
         self.telemetry.render(&book.limiter().status(), &BTreeMap::new(), &rejected)
     }
 
     fn status(&self, book: &Book) -> String {
         let mut shown = telemetry::status_json(&book.limiter().status());
         let workers = self.workers.load(Ordering::Relaxed) + 1;
-        shown["pod"] = json!({"owner": std::process::id(), "workers": workers, "open": book.open()});
+        shown["pod"] =
+            json!({"owner": std::process::id(), "workers": workers, "open": book.open(), "late": book.late_ones()});
         shown.to_string()
     }
 
@@ -198,7 +208,7 @@ impl Shared {
                 book.forfeit();
             }
         } else {
-            let joined = join(&book.limiter(), self.config.clone()).await;
+            let joined = join(&book.limiter(), self.config.clone(), self.key_file.clone()).await;
             let cluster = joined.map_err(|error| match error {
                 // The system may still be closing what the owner before had open.
                 JoinError::Bind { .. } if matches!(before, Before::Guest) => {
@@ -206,7 +216,7 @@ impl Shared {
                 }
                 error => Trouble::Wrong(settings::explain(&error)),
             })?;
-            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(cluster));
+            *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster);
         }
         *before = Before::Owner;
         self.seat.send_replace(Seat::Owner(book.clone()));
@@ -243,6 +253,26 @@ impl Shared {
         self.stand("the worker that owned them is gone");
         Ok(())
     }
+}
+
+/// Returns what gossip has carried, by its two ways.
+fn traffic(stats: &ClusterStats) -> Vec<Traffic> {
+    let all = [stats.frames_sent, stats.bytes_sent, stats.frames_received, stats.bytes_received];
+    let chitchat = [
+        stats.chitchat_frames_sent,
+        stats.chitchat_bytes_sent,
+        stats.chitchat_frames_received,
+        stats.chitchat_bytes_received,
+    ];
+    let direct = array::from_fn(|place| all[place] - chitchat[place]);
+    let by = |way, [sent, sent_bytes, received, received_bytes]: [u64; 4]| Traffic {
+        way,
+        sent,
+        sent_bytes,
+        received,
+        received_bytes,
+    };
+    vec![by("direct", direct), by("chitchat", chitchat)]
 }
 
 /// What this process was in its pod so far.

@@ -35,9 +35,10 @@ impl Pod {
     /// Reads the environment; nothing starts.
     #[new]
     fn new() -> PyResult<Self> {
-        let config = settings::settle(Passed::default()).map_err(|wrong| PyValueError::new_err(wrong.to_string()))?;
+        let settled = settings::settle(Passed::default()).map_err(|wrong| PyValueError::new_err(wrong.to_string()));
+        let (config, key_file) = settled?;
         let admin = settings::admin().map_err(|wrong| PyValueError::new_err(wrong.to_string()))?;
-        Ok(Self { shared: Shared::new(config, admin), task: Mutex::default() })
+        Ok(Self { shared: Shared::new(config, key_file, admin), task: Mutex::default() })
     }
 
     /// Says which deployments there are: a JSON list. The first time, takes a seat.
@@ -75,7 +76,8 @@ impl Pod {
         Ok(())
     }
 
-    /// Reserves at the first of these deployments with room: `(id, deployment)`, awaited.
+    /// Reserves at the first of these deployments with room: `(id, deployment, until)`,
+    /// awaited; a request that leaves after `until` (Unix time) has to be reserved again.
     /// Raises Denied.
     fn reserve<'py>(
         &self,
@@ -114,6 +116,18 @@ impl Pod {
             _ => return Err(PyValueError::new_err(format!("{how:?} is no outcome"))),
         };
         self.settle(id, outcome);
+        Ok(())
+    }
+
+    /// Charges a reservation where its request arrives that leaves only now, after `until`,
+    /// and cannot be held back any more.
+    fn late(&self, id: u64) -> PyResult<()> {
+        match self.shared.seat() {
+            Seat::Owner(book) => drop(background::runtime()?.spawn(async move { book.late(id).await })),
+            Seat::Guest(link) => link.tell(Ask::Late { id }),
+            // As with a settlement.
+            Seat::Standing(_) => {}
+        }
         Ok(())
     }
 
@@ -201,13 +215,13 @@ impl Pod {
 /// What a reply is in Python.
 #[derive(IntoPyObject)]
 enum Answer {
-    Granted((u64, String)),
+    Granted((u64, String, f64)),
     Room(Vec<String>),
 }
 
 fn answer(reply: Reply) -> PyResult<Answer> {
     match reply {
-        Reply::Granted { id, deployment, .. } => Ok(Answer::Granted((id, deployment))),
+        Reply::Granted { id, deployment, until } => Ok(Answer::Granted((id, deployment, until))),
         Reply::Room(room) => Ok(Answer::Room(room)),
         Reply::Refused(refusal) => {
             let error = Python::try_attach(|py| denied(py, refusal));

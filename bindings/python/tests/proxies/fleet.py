@@ -73,10 +73,14 @@ class Proxy:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     node: str = "test"
+    modules: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="quotum-litellm-")
         (Path(self.folder) / "config.yaml").write_text(yaml.safe_dump(self.config))
+        # Callbacks of somebody else, beside the configuration.
+        for name, text in self.modules.items():
+            (Path(self.folder) / f"{name}.py").write_text(text)
         self.start()
 
     def start(self) -> None:
