@@ -11,7 +11,7 @@ use pyo3::exceptions::{PyKeyError, PyOSError, PyRuntimeError, PyTypeError, PyVal
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use quotum::cluster::{Cluster, ClusterConfig, JoinError, Seeds, UdpNet};
-use quotum::{Handle, Mode, Policy, Portion, Unit};
+use quotum::{Claim, Handle, Mode, Policy, Portion, Unit};
 
 use crate::background;
 use crate::denied::denied;
@@ -75,6 +75,10 @@ impl Limiter {
         self.limiter()?.handle(deployment).map_err(|error| PyKeyError::new_err(error.to_string()))
     }
 
+    fn asked(&self, deployment: &str, claim: Claim) -> PyResult<Asked> {
+        Ok(Asked { deployment: deployment.to_owned(), handle: self.handle(deployment)?, claim })
+    }
+
     fn cluster(&self) -> PyResult<Option<Arc<Cluster>>> {
         Ok(self.started()?.as_ref().and_then(|started| started.cluster.clone()))
     }
@@ -129,10 +133,7 @@ impl Limiter {
         output_tokens: Option<u64>,
         requests: u64,
     ) -> PyResult<Permit> {
-        let claim = claim(tokens, input_tokens, output_tokens, requests)?;
-        let handle = self.handle(deployment)?;
-        let decision = py.detach(|| handle.try_acquire(claim).map(quotum::Permit::into_owned));
-        decision.map(|permit| Permit::new(permit, deployment.to_owned())).map_err(|no| denied(py, deployment, &no))
+        self.asked(deployment, claim(tokens, input_tokens, output_tokens, requests)?)?.at_once(py)
     }
 
     /// Reserves, and waits a few milliseconds for rights from peers.
@@ -146,15 +147,13 @@ impl Limiter {
         output_tokens: Option<u64>,
         requests: u64,
     ) -> PyResult<Permit> {
-        let claim = claim(tokens, input_tokens, output_tokens, requests)?;
-        let handle = self.handle(deployment)?;
-        let decision = if self.cluster()?.is_none() {
-            // There is nobody to wait for.
-            py.detach(|| handle.try_acquire(claim).map(quotum::Permit::into_owned))
+        let asked = self.asked(deployment, claim(tokens, input_tokens, output_tokens, requests)?)?;
+        // Alone there is nobody to wait for.
+        if self.cluster()?.is_none() {
+            asked.at_once(py)
         } else {
-            background::wait(py, async move { handle.acquire(claim).await.map(quotum::Permit::into_owned) })?
-        };
-        decision.map(|permit| Permit::new(permit, deployment.to_owned())).map_err(|no| denied(py, deployment, &no))
+            background::wait(py, asked.soon())?.map(Permit::from)
+        }
     }
 
     /// As `acquire`, awaited in asyncio.
@@ -168,22 +167,11 @@ impl Limiter {
         output_tokens: Option<u64>,
         requests: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let claim = claim(tokens, input_tokens, output_tokens, requests)?;
-        let handle = self.handle(deployment)?;
-        let deployment = deployment.to_owned();
+        let asked = self.asked(deployment, claim(tokens, input_tokens, output_tokens, requests)?)?;
         if self.cluster()?.is_none() {
-            let decision = py.detach(|| handle.try_acquire(claim).map(quotum::Permit::into_owned));
-            return background::ready(
-                py,
-                decision.map_err(|no| denied(py, &deployment, &no)).map(|permit| Permit::new(permit, deployment)),
-            );
+            return background::ready(py, asked.at_once(py));
         }
-        background::awaitable(py, async move {
-            match handle.acquire(claim).await {
-                Ok(permit) => Ok(Reserved { permit: permit.into_owned(), deployment }),
-                Err(no) => Err(Python::try_attach(|py| denied(py, &deployment, &no)).unwrap_or_else(unstarted)),
-            }
-        })
+        background::awaitable(py, asked.soon())
     }
 
     /// Returns where each quota of a deployment stands in the running window.
@@ -306,10 +294,42 @@ impl Limiter {
     }
 }
 
+/// A request for a reservation.
+struct Asked {
+    deployment: String,
+    handle: Handle,
+    claim: Claim,
+}
+
+impl Asked {
+    /// Decides now.
+    fn at_once(self, py: Python<'_>) -> PyResult<Permit> {
+        let decision = py.detach(|| self.handle.try_acquire(self.claim).map(quotum::Permit::into_owned));
+        match decision {
+            Ok(permit) => Ok(Permit::new(permit, self.deployment)),
+            Err(no) => Err(denied(py, &self.deployment, &no)),
+        }
+    }
+
+    /// Decides once peers have given what they can.
+    async fn soon(self) -> PyResult<Reserved> {
+        match self.handle.acquire(self.claim).await {
+            Ok(permit) => Ok(Reserved { permit: permit.into_owned(), deployment: self.deployment }),
+            Err(no) => Err(Python::try_attach(|py| denied(py, &self.deployment, &no)).unwrap_or_else(unstarted)),
+        }
+    }
+}
+
 /// A reservation on its way to Python: dropped before it arrives, it gives itself back.
 struct Reserved {
     permit: quotum::Permit<'static>,
     deployment: String,
+}
+
+impl From<Reserved> for Permit {
+    fn from(Reserved { permit, deployment }: Reserved) -> Self {
+        Self::new(permit, deployment)
+    }
 }
 
 impl<'py> IntoPyObject<'py> for Reserved {
@@ -318,7 +338,7 @@ impl<'py> IntoPyObject<'py> for Reserved {
     type Error = PyErr;
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, Permit>> {
-        Bound::new(py, Permit::new(self.permit, self.deployment))
+        Bound::new(py, Permit::from(self))
     }
 }
 

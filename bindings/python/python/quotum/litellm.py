@@ -23,6 +23,10 @@ from typing import Any
 
 import httpx
 import litellm
+
+# OpenAI's SDK imports this at the first request, after the last hook: 0.4 s, and 3 s on a busy machine, in
+# which a window can end.
+import openai.resources  # noqa: F401
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.router_strategy.simple_shuffle import simple_shuffle
 
