@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use quotum::ledger::{Blocked, Mismatch, PeerStatus};
@@ -172,6 +173,37 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
     ] {
         assert!(shown.contains(&format!("quotum_{name}")), "{name}");
     }
+}
+
+/// Returns every event that the sources log: `event = "..."`, and the names that notes of the ledger have.
+fn events_logged(folder: &Path, events: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            events_logged(&path, events);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with(file!()) {
+            let source = fs::read_to_string(&path).unwrap();
+            let before = if path.ends_with("cluster/events.rs") { "=> \"" } else { "event = \"" };
+            let named = source.split(before).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+            events.extend(named);
+        }
+    }
+}
+
+#[test]
+fn the_operating_guide_lists_the_events_of_the_log_and_no_others() {
+    let mut logged = BTreeSet::new();
+    events_logged(&deploy().join("../src"), &mut logged);
+    // These two are said as what blocks.
+    assert!(logged.remove("not_listed") && logged.remove("roster_full"));
+    let guide = fs::read_to_string(deploy().join("../docs/operating.md")).unwrap();
+    let (_, table) = guide.split_once("| `event` | level |").unwrap();
+    let rows = table.split("\n\n").next().unwrap().lines().skip(2);
+    let cells = rows.map(|row| row.split('|').nth(1).unwrap());
+    let listed: BTreeSet<String> =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect();
+    assert!(logged.len() > 20);
+    assert_eq!(listed, logged);
 }
 
 #[test]

@@ -506,11 +506,13 @@ fn a_pod_told_to_stop_ends_its_stream_hands_over_and_says_goodbye() {
     assert!(rest.contains("data: [DONE]"), "{rest}");
     assert_eq!(leaver.child.wait().unwrap().code(), Some(0), "{}", fleet.log(0));
     let pod = &fleet.pods[0];
-    for event in ["started", "ready", "draining", "left"] {
+    for event in ["started", "joined", "ready", "draining", "left"] {
         let field = format!(r#""event":"{event}""#);
         assert_eq!(fleet.log(0).matches(&field).count(), 1, "{event} is one line: {}", fleet.log(0));
     }
     until("the goodbye is heard", || pod.peer(&id)["gone_from_unix_ms"].is_u64());
+    let gone = format!(r#""event":"peer_gone","replica":"{id}""#);
+    until("its log says so", || fleet.log(1).contains(&gone));
     // 30 by each, 95 by the stream: the other one has all that is left.
     let spendable = r#"quotum_spendable{deployment="a",unit="tokens",window="8640000s"}"#;
     until("it has every right", || pod.metric(spendable) == (LIMIT - 30 - 30 - 95) as f64);

@@ -28,10 +28,10 @@ impl Blockers {
     pub(crate) fn look(&mut self, blocked: Vec<Blocked>, now: Instant) {
         let (news, over) = self.news(blocked, now);
         for Blocked { who, why, resolve } in news {
-            warn!(who, why, resolve, "a share is held up by {who}: {why}; {resolve}");
+            warn!(event = "share_blocked", who, why, resolve, "a share is held up by {who}: {why}; {resolve}");
         }
         for who in over {
-            info!(who, "no longer held up by {who}");
+            info!(event = "share_unblocked", who, "no longer held up by {who}");
         }
     }
 

@@ -12,6 +12,7 @@
 mod blockers;
 mod complaints;
 pub mod discovery;
+mod events;
 pub mod fragment;
 pub mod frame;
 pub mod inbox;

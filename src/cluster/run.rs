@@ -20,13 +20,14 @@ use super::Shared;
 use super::blockers::Blockers;
 use super::complaints::Complaints;
 use super::discovery::{Answer, Asking, Unanswered};
+use super::events;
 use super::fragment::{self, Kind};
 use super::frame::{Frames, KeyRing, MAX_DATAGRAM, Nonce, Rejected};
 use super::inbox::{Content, Inbox};
 use super::membership::{Event, INTERVALS, Membership};
 use super::outbox::{Outbox, Parcel};
 use super::socket::{Datagrams, Net};
-use crate::ledger::{Contact, Message, Note, RosterNote, Target};
+use crate::ledger::{Contact, Message, Target};
 use crate::limiter::Limiter;
 
 /// The most datagrams taken before the clock is looked at again: at 10 us each a tick is
@@ -69,6 +70,8 @@ pub(crate) struct Run<N: Net> {
     outbox: Outbox,
     nonces: Nonces,
     blockers: Blockers,
+    /// It has had its share once: whatever takes it from it is said on its own.
+    has_share: bool,
     complaints: Complaints,
     next_tick: Instant,
     ticks: u32,
@@ -99,6 +102,7 @@ impl<N: Net> Run<N> {
             outbox: Outbox::new(),
             nonces: Nonces::new(),
             blockers: Blockers::default(),
+            has_share: false,
             complaints: Complaints::default(),
             next_tick: Instant::now(),
             ticks: 0,
@@ -171,8 +175,14 @@ impl<N: Net> Run<N> {
         self.parts.limiter.with_ledger(|ledger, now| ledger.handle_tick(now));
         if self.ticks.is_multiple_of(INTERVALS) {
             self.exchange();
-            let blocked = self.parts.limiter.with_ledger(|ledger, _| ledger.blocked());
+            let (looks, limiter) = (!self.has_share, &self.parts.limiter);
+            let (blocked, has_share) =
+                limiter.with_ledger(|ledger, now| (ledger.blocked(), looks && ledger.has_share(now)));
             self.blockers.look(blocked, now);
+            if has_share {
+                self.has_share = true;
+                info!(event = "share_received", "has its share of every window that runs");
+            }
         }
         self.flush().await;
         // A peer that came by in this tick is greeted in it.
@@ -237,7 +247,7 @@ impl<N: Net> Run<N> {
                 self.send(parcels).await;
             }
             Event::Ended(why) => {
-                warn!(%why, "the failure detector ended; it is started again");
+                warn!(event = "failure_detector_restarted", %why, "the failure detector ended; it is started again");
                 self.parts.shared.with(|stats| stats.healthy = false);
             }
             Event::Started => self.parts.shared.with(|stats| stats.membership_restarts += 1),
@@ -301,7 +311,8 @@ impl<N: Net> Run<N> {
             // A wrong key must not be silent, and a flood must not fill the log.
             match self.complaints.note(rejected.reason(), Instant::now()) {
                 Some(times) => {
-                    warn!(%from, %rejected, times, "a frame was thrown away; counted, and said once a minute")
+                    let event = "frame_rejected";
+                    warn!(event, %from, %rejected, times, "a frame was thrown away; counted, and said once a minute");
                 }
                 None => debug!(%from, %rejected, "a frame was thrown away"),
             }
@@ -329,11 +340,7 @@ impl<N: Net> Run<N> {
                 (transmits, notes)
             });
             for note in notes {
-                match note {
-                    // Said again and again, and once as what blocks.
-                    Note::Roster(RosterNote::NotListed | RosterNote::Full) => debug!("{note}"),
-                    note => info!("{note}"),
-                }
+                events::say(&note);
             }
             if transmits.is_empty() {
                 return;
@@ -382,7 +389,7 @@ impl<N: Net> Run<N> {
 
     fn rekey(&mut self) {
         let keys = self.parts.keys.borrow_and_update().clone();
-        debug!(?keys, "the keys of the fleet changed: the first one seals, all of them open");
+        info!(event = "key_rotated", ?keys, "the keys of the fleet changed: the first one seals, all of them open");
         self.parts.frames.rekey(keys.clone());
         self.parts.inbox.rekey(keys);
     }
@@ -409,7 +416,7 @@ impl<N: Net> Run<N> {
     fn is_lost(&self) -> bool {
         let lost = self.deaf_for >= LOST_AFTER;
         if lost {
-            warn!("the gossip socket is lost; this pod stops admitting");
+            warn!(event = "gossip_lost", "the gossip socket is lost; this pod stops admitting");
         }
         lost
     }

@@ -246,7 +246,7 @@ async fn forget(State(admin): State<Arc<Admin>>, request: Request) -> Response<B
     let Some(replica) = body["replica"].as_str() else { return wrong() };
     match admin.limiter.forget(replica) {
         Ok(forgotten) => {
-            tracing::info!(replica = %forgotten, "forgotten by an operator");
+            tracing::info!(event = "forgotten", replica = %forgotten, "forgotten by an operator");
             text(StatusCode::OK, "application/json", json!({"forgotten": forgotten}).to_string())
         }
         Err(error) => refusal::invalid(StatusCode::NOT_FOUND, &error.to_string(), Some("replica"), None),

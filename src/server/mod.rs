@@ -139,13 +139,13 @@ pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError>
         biased;
         number = signals.next() => tracing::info!(event = "draining", signal = number, "told to end: draining"),
         ended = serving.ended() => {
-            tracing::error!(?ended, "the proxy ended by itself");
+            tracing::error!(event = "proxy_ended", ?ended, "the proxy ended by itself");
         }
     }
     tokio::select! {
         biased;
         number = signals.next() => {
-            tracing::warn!(signal = number, "ended before everything was drained");
+            tracing::warn!(event = "ended_at_once", signal = number, "ended before everything was drained");
             std::process::exit(128 + number);
         }
         () = serving.leave() => {}

@@ -121,14 +121,21 @@ impl Serving {
         }
         if !self.task.is_finished() && tokio::time::timeout(self.drain, &mut self.task).await.is_err() {
             let drain = self.drain;
-            tracing::warn!(?drain, "requests in flight are cut off: they took longer than proxy.drain");
+            tracing::warn!(
+                event = "cut_off",
+                ?drain,
+                "requests in flight are cut off: they took longer than proxy.drain"
+            );
             self.task.abort();
             let _ = self.task.await;
         }
         if let Some(cluster) = &self.cluster
             && tokio::time::timeout(LEAVE_WITHIN, cluster.leave()).await.is_err()
         {
-            tracing::warn!("peers did not take all rights over in time; they are out of reach until their windows end");
+            tracing::warn!(
+                event = "not_handed_over",
+                "peers did not take all rights over in time; they are out of reach until their windows end"
+            );
         }
     }
 }

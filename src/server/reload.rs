@@ -105,12 +105,16 @@ impl Reload {
             Ok(None) if is_first && !told => {}
             Ok(changes) => {
                 let changes = changes.unwrap_or_else(|| "nothing changed".into());
-                tracing::info!(file = name, "the configuration was read again: {changes}");
+                tracing::info!(event = "config_changed", file = name, "the configuration was read again: {changes}");
                 self.telemetry.reloaded("changed");
                 self.admin.reloaded(None);
             }
             Err(error) => {
-                tracing::error!(file = name, "the configuration cannot be used, the old one is in force: {error}");
+                tracing::error!(
+                    event = "config_refused",
+                    file = name,
+                    "the configuration cannot be used, the old one is in force: {error}"
+                );
                 self.telemetry.reloaded("refused");
                 // Whoever reaches the admin port is told where; what stands there is for the log.
                 let shown = error.downcast_ref().map_or_else(|| error.to_string(), ConfigError::places);

@@ -116,8 +116,10 @@ impl Files {
             let what = watched.what;
             match found.and_then(|found| (watched.apply)(&found)) {
                 Ok(()) if is_first => {}
-                Ok(()) => tracing::info!("the {what} changed: the new one is in force"),
-                Err(error) => tracing::error!(%error, "the {what} changed and cannot be used: the old one is in force"),
+                Ok(()) => tracing::info!(event = "file_changed", what, "the {what} changed: the new one is in force"),
+                Err(error) => {
+                    tracing::error!(event = "file_refused", what, %error, "the {what} changed and cannot be used: the old one is in force")
+                }
             }
         }
     }
