@@ -117,6 +117,21 @@ fn replicas_are_told_apart_up_to_a_bound_and_counted_beyond() {
     assert_nothing_was_forgotten(&limiter);
 }
 
+/// Whoever holds the key can lie about gifts; the rights of one replica still stay within the limit.
+#[test]
+fn gifts_are_credited_up_to_the_limit_and_counted_beyond() {
+    let limiter = limiter();
+    let rights = || limiter.with_ledger(|ledger, _| ledger.open_windows("gpt", Unit::Tokens)).iter().map(|w| w.3).sum();
+    let spent: u64 = rights();
+    assert_eq!(spent, 200);
+    for (number, total) in [(1, 500), (2, 299), (3, 1_000_000), (3, 1 << 61), (4, 1)] {
+        let given = vec![(ReplicaId::new(NOON, 1), total)];
+        hear(&limiter, number, Message::Row(Row { given, ..row(number, "gpt", 0) }));
+    }
+    assert_eq!(rights(), 1_000, "the whole limit, and no more");
+    assert_eq!(limiter.status().ignored.impossible_gift, 3);
+}
+
 #[test]
 fn a_roster_takes_members_up_to_a_bound_and_says_so_beyond() {
     let limiter = limiter();

@@ -4,9 +4,9 @@ mod fleet;
 
 use std::time::Duration;
 
-use fleet::{Fleet, address};
-use quotum::Quota;
+use fleet::{DEPLOYMENT, Fleet, address};
 use quotum::ledger::{Directory, FirstWindow, Message, OnSilence, RosterSettings};
+use quotum::{Limiter, Quota};
 
 const MINUTE: u64 = 60_000;
 const LIMIT: u64 = 9_000;
@@ -19,6 +19,28 @@ fn quota() -> Quota {
 
 fn settings() -> RosterSettings {
     RosterSettings::default()
+}
+
+/// Nobody has used a deployment yet when one of its pods leaves: its share must not go with it.
+#[test]
+fn a_leaving_pod_hands_over_what_it_was_never_asked_for() {
+    const IDLE: &str = "idle";
+    let mut fleet = Fleet::joined(quota(), START + 30_000, 3);
+    let policy = fleet.policy.clone();
+    for pod in &mut fleet.pods {
+        let both = [DEPLOYMENT, IDLE].into_iter();
+        let both = both.fold(Limiter::builder(), |b, name| b.deployment_with(name, [quota()], policy.clone()));
+        pod.limiter = pod.limiter.reconfigure(both).expect("a valid configuration");
+    }
+    fleet.run_until(START + MINUTE + 1_000);
+    assert_eq!(fleet.drain_all(10), LIMIT, "the other deployment freezes the roster of this minute");
+    fleet.pods[2].limiter.with_ledger(|ledger, now| ledger.leave(now));
+    fleet.run(10);
+    fleet.kill(2);
+    for pod in 0..2 {
+        fleet.pods[pod].handle = fleet.pods[pod].limiter.handle(IDLE).expect("configured above");
+    }
+    assert_eq!(fleet.drain_all(10), LIMIT);
 }
 
 #[test]
@@ -61,6 +83,36 @@ fn a_newcomer_gets_nothing_of_the_running_window_and_its_share_of_the_next() {
     for pod in &fleet.pods {
         assert_eq!(pod.rights(next), LIMIT / 3);
     }
+}
+
+/// The last of two newcomers has a floor (6 s after its start) beyond the next window's start, and
+/// the first has not joined when it learns of it: it must not leave a part to it there.
+#[test]
+fn newcomers_at_once_leave_nothing_of_the_window_that_only_one_of_them_reaches() {
+    let mut fleet = Fleet::new(quota(), START + 30_000);
+    let all = [address(0), address(1), address(2)];
+    let next = START + MINUTE;
+    fleet.start(0, Directory::Name, settings());
+    fleet.list(0, &all[..1]);
+    fleet.pods[0].try_take(1);
+    fleet.run_until(START + 53_000);
+    fleet.start(1, Directory::Name, settings());
+    fleet.list(1, &all[..2]);
+    fleet.cut.extend([(0, 1), (1, 0)]);
+    fleet.run_until(START + 55_000);
+    fleet.start(2, Directory::Name, settings());
+    fleet.list(2, &all);
+    fleet.run(5);
+    assert_eq!(fleet.pods[1].joined(), None, "the first newcomer waits for the holder's answer");
+    fleet.cut.clear();
+    fleet.run_until(next);
+    let joined: Vec<u64> = fleet.pods.iter().map(|pod| pod.joined().expect("everybody answered")).collect();
+    assert!(joined[1] <= next && next < joined[2], "{joined:?}: on either side of {next}");
+    for pod in &fleet.pods {
+        pod.try_take(1);
+    }
+    let rights: Vec<u64> = fleet.pods.iter().map(|pod| pod.rights(next)).collect();
+    assert_eq!(rights, [LIMIT / 2, LIMIT / 2, 0]);
 }
 
 #[test]

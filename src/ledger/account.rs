@@ -173,6 +173,16 @@ impl Usage {
     }
 }
 
+/// What a row of a peer brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Merged {
+    /// Rights that were credited here.
+    pub(crate) credit: u64,
+    /// Rights that nobody can have given: not credited.
+    pub(crate) refused: u64,
+    pub(crate) news: bool,
+}
+
 /// One (key, window) on one replica.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -440,9 +450,8 @@ impl Account {
         self.questions.get_or_insert_with(&peer, || Question::with(peer))
     }
 
-    /// Merges a row of `from`; `given` is its list with replicas interned. Returns what
-    /// was credited and whether anything was news.
-    pub(crate) fn merge(&mut self, from: Actor, row: &Row, given: &[(Actor, u64)], ring: &WalletRing) -> (u64, bool) {
+    /// Merges a row of `from`; `given` is its list with replicas interned.
+    pub(crate) fn merge(&mut self, from: Actor, row: &Row, given: &[(Actor, u64)], ring: &WalletRing) -> Merged {
         let said = PeerRow::of(from, row);
         let mut news = !self.peers.contains_key(&from);
         let peer = self.peers.get_or_insert_with(&from, || PeerRow { reserved: 0, refunded: 0, ..said });
@@ -455,23 +464,34 @@ impl Account {
         self.used_by_peers = self.used_by_peers.saturating_add(grown(peer.reserved, before.reserved));
         self.used_by_peers = self.used_by_peers.saturating_sub(grown(peer.refunded, before.refunded));
         self.touched |= row.reserved > 0;
-        let mut credit = 0;
+        let mut credit = 0_u64;
         for (to, total) in given {
             let known = self.gifts.total(from, *to);
             if *total > known {
                 self.gifts.apply(Dot::new((from, *to), *total));
                 news = true;
-                credit += if *to == Actor::ME { total - known } else { 0 };
+                credit = credit.saturating_add(if *to == Actor::ME { total - known } else { 0 });
             }
         }
         if let Some(ceiling) = self.ceiling {
-            return (self.follow(ceiling, ring), news); // Without rights nothing is received.
+            // Without rights nothing is received.
+            return Merged { credit: self.follow(ceiling, ring), refused: 0, news };
         }
+        let given = credit;
         if credit > 0 {
-            self.rights = self.rights.saturating_add(credit.min(i64::MAX as u64) as i64);
+            credit = credit.min(self.room());
+            self.rights += credit as i64;
             ring.credit(self.window.number(), credit);
         }
-        (credit, news)
+        Merged { credit, refused: given - credit, news }
+    }
+
+    /// Returns how many more rights can be received: all replicas together never have more than
+    /// the limit, so whoever gives beyond it gives what it does not have.
+    fn room(&self) -> u64 {
+        let slices = self.key.quota.slices();
+        let most = slices.amount.saturating_mul(slices.lifetime).min(i64::MAX as u64) as i64;
+        most.saturating_sub(self.rights).max(0) as u64
     }
 }
 

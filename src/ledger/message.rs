@@ -160,7 +160,7 @@ pub enum RequestKind {
 pub struct RosterMessage {
     /// Who says so.
     pub from: ReplicaId,
-    /// Rises when anything but `seen` changes.
+    /// Rises when anything changes but `seen`, or `counts` of somebody who has joined.
     pub revision: u64,
     /// The sender's floor (docs/algorithm.md section 1).
     pub floor: Timestamp,
@@ -178,7 +178,8 @@ pub struct Member {
     /// Where.
     pub slot: Slot,
     /// From which nominal window start on the sender counts this replica: the answer a
-    /// newcomer waits for.
+    /// newcomer waits for. Of the sender itself, from which one on it takes shares; the epoch
+    /// until it has joined.
     pub counts: Timestamp,
     /// From which nominal window start on this replica takes no share, if it is known to
     /// be gone.

@@ -342,6 +342,7 @@ impl Ledger {
     /// goodbye. Once, irrevocable.
     pub fn leave(&mut self, now: Timestamp) {
         let now = self.advance(now);
+        self.open_entitled(now);
         self.roster.leave();
         for limit in 0..self.limits.len() {
             self.expire_all(limit, now);

@@ -28,6 +28,9 @@ pub struct Ignored {
     pub too_many_replicas: u64,
     /// For a limit this replica does not have, when it holds as many for peers as it may.
     pub too_many_keys: u64,
+    /// Gifts that would make this replica's rights more than the whole limit: whoever sent them
+    /// does not speak the truth, or another limit. What is beyond was not credited.
+    pub impossible_gift: u64,
 }
 
 /// What happened that an operator may want to read in a log.

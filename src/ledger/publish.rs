@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::account::{Account, Actor};
+use super::account::{Account, Actor, Merged};
 use super::limits::Other;
 use super::message::{Message, ReplicaId, RosterMessage, Row, Target, Transmit};
 use super::roster::Blocked;
@@ -64,12 +64,13 @@ impl Ledger {
         }
         let state = &mut self.keys[key];
         let account = state.open.get_mut(&window.number()).expect("opened above");
-        let (credit, news) = account.merge(actor, row, &given, &state.ring);
+        let Merged { credit, refused, news } = account.merge(actor, row, &given, &state.ring);
         if from == row.replica
             && let Some(question) = account.questions.get_mut(&actor)
         {
             question.settled(); // Whatever was asked of it, this is its answer.
         }
+        self.ignored.impossible_gift += u64::from(refused > 0);
         let peer = account.peers.get_mut(&actor).expect("merged above");
         if news {
             self.changes += 1;

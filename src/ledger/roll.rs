@@ -33,6 +33,20 @@ impl Ledger {
         }
     }
 
+    /// Opens every window in which peers may count this replica, asked for or not: who leaves
+    /// hands its share of them over, and nobody else could ever deal it.
+    pub(super) fn open_entitled(&mut self, now: Timestamp) {
+        let keys: Vec<usize> = self.limits.iter().flat_map(|limit| limit.keys.iter().copied()).collect();
+        for key in keys {
+            let state = &self.keys[key];
+            for window in [window_of(state, now), next_window(state, now)] {
+                if self.roster.has_frozen(window.start()) {
+                    self.open(key, window, now);
+                }
+            }
+        }
+    }
+
     /// Returns the account of a window, opening it first if this is the first touch.
     /// `None` if the window has closed.
     pub(super) fn open(&mut self, key: usize, window: Window, now: Timestamp) -> Option<&mut Account> {

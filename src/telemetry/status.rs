@@ -29,6 +29,7 @@ pub fn status_json(status: &Status) -> Value {
             "stale_request": status.ignored.stale_request,
             "too_many_replicas": status.ignored.too_many_replicas,
             "too_many_keys": status.ignored.too_many_keys,
+            "impossible_gift": status.ignored.impossible_gift,
         },
     })
 }

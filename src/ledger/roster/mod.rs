@@ -307,9 +307,12 @@ impl Roster {
         let mine = message.members.iter().find(|member| member.id == me);
         let Some(entry) = self.members.get_mut(&message.from) else { return false };
         entry.floor = entry.floor.max(message.floor);
+        // It has joined, and takes no share of what starts earlier: to count it there would leave
+        // that part to nobody (docs/decisions/0014).
+        entry.counts = entry.counts.max(own.counts);
         if let Some(mine) = mine {
-            // `counts` never changes once said, so an old message says the same. A holder
-            // answers with this replica's own floor, which others may have raised.
+            // Before I join, what is said of me never changes, so an old message says the same.
+            // A holder answers with this replica's own floor, which others may have raised.
             let credible = mine.counts <= latest_answer(now).max(self.floor);
             entry.ahead = entry.ack.is_none() && !credible;
             if credible {
@@ -355,6 +358,12 @@ impl Roster {
         let place = self.place(key, window, now)?;
         self.max_start = self.max_start.max(Some(window.start()));
         Some(place)
+    }
+
+    /// Says whether a window that starts then, or later, has been frozen here for some key: were
+    /// this replica to leave, it would still count in every window up to that start.
+    pub(crate) fn has_frozen(&self, start: Timestamp) -> bool {
+        self.max_start >= Some(start)
     }
 
     /// Says whether a window starts before this replica's first: it has no share in it, now
@@ -418,7 +427,7 @@ impl Roster {
         let me = Member {
             id: self.me,
             slot: self.slot.clone(),
-            counts: Timestamp::ZERO,
+            counts: self.first.unwrap_or(Timestamp::ZERO),
             gone: self.gone_me,
             seen: self.revision,
         };
