@@ -5,249 +5,17 @@
 #![cfg(feature = "server")]
 #![allow(missing_docs)]
 
+mod process;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
+use process::fleet::{Fleet, LIMIT, PORT_IN_USE, Running, free_ports};
+use process::{Folder, PATIENCE, ask, send, until};
 use serde_json::{Value, json};
-
-/// Tokens of a window that no test outlives.
-const LIMIT: u64 = 6_000;
-
-/// Far more than anything here takes: it bounds a failure, it asserts nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// "A port is in use", as `serve` says it.
-const PORT_IN_USE: Option<i32> = Some(69);
-
-/// A folder of this test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("quotum-fleet-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.0.join(name)).unwrap_or_default()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A process that has said where it listens, killed when it is dropped.
-struct Running {
-    child: Child,
-    line: Value,
-}
-
-impl Running {
-    /// Starts the command with its log in the folder; its exit code if it does not stay.
-    fn start(folder: &Folder, name: &str, arguments: &[&str]) -> Result<Self, Option<i32>> {
-        let log = fs::File::create(folder.0.join(format!("{name}.log"))).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
-        command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        match serde_json::from_str(&line) {
-            Ok(line) => Ok(Self { child, line }),
-            Err(_) => Err(child.wait().unwrap().code()),
-        }
-    }
-
-    fn addr(&self, what: &str) -> &str {
-        self.line[what].as_str().unwrap()
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Sends a request of at most 50 tokens that uses 30, and returns the answer.
-    fn chat(&self, headers: &str) -> String {
-        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20});
-        let used = "x-stub-prompt-tokens: 10\r\nx-stub-completion-tokens: 20\r\n";
-        ask(self.addr("proxy"), "POST", "/v1/chat/completions", &format!("{used}{headers}"), &body.to_string())
-    }
-
-    fn serves(&self) -> bool {
-        self.chat("").starts_with("HTTP/1.1 200")
-    }
-
-    fn status(&self) -> Value {
-        let answer = ask(self.addr("admin"), "GET", "/status", "", "");
-        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
-    }
-
-    /// Returns the value of a metric with these labels, 0 if it is not there.
-    fn metric(&self, name_and_labels: &str) -> f64 {
-        let answer = ask(self.addr("admin"), "GET", "/metrics", "", "");
-        let value = answer.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
-        value.map_or(0.0, |value| value.parse().unwrap())
-    }
-
-    fn peer(&self, id: &str) -> Value {
-        let status = self.status();
-        let peer = status["peers"].as_array().unwrap().iter().find(|peer| peer["replica"] == id);
-        peer.cloned().unwrap_or_default()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A stub and pods that a static list names.
-struct Fleet {
-    // Dropped in this order: the processes before the folder their logs are in.
-    pods: Vec<Running>,
-    stub: Running,
-    gossip: Vec<String>,
-    /// What stands in every pod's configuration beside its deployment.
-    settings: String,
-    folder: Folder,
-}
-
-impl Fleet {
-    /// Starts pods with these limits and waits until each has its share.
-    fn start(limits: &[u64]) -> Self {
-        Self::start_with(limits, "")
-    }
-
-    fn start_with(limits: &[u64], settings: &str) -> Self {
-        let folder = Folder::new();
-        folder.write("key", &"5a".repeat(32));
-        let stub = Running::start(&folder, "stub", &["stub", "--listen", "127.0.0.1:0"]).ok().unwrap();
-        let mut fleet = Self { pods: Vec::new(), stub, gossip: Vec::new(), settings: settings.into(), folder };
-        for (number, limit) in limits.iter().enumerate() {
-            fleet.configure(number, *limit);
-        }
-        while fleet.pods.len() < limits.len() {
-            // Somebody else may take a port that has just been free: then all is started over.
-            fleet.pods.clear();
-            fleet.gossip = free_ports(limits.len());
-            for number in 0..limits.len() {
-                match fleet.run(number) {
-                    Ok(pod) => fleet.pods.push(pod),
-                    Err(PORT_IN_USE) => break,
-                    Err(code) => panic!("{code:?}: {}", fleet.log(number)),
-                }
-            }
-        }
-        for pod in &fleet.pods {
-            until("every pod has its share", || pod.status()["has_share"] == true);
-            fleet.until_it_reaches(pod, limits.len() - 1);
-        }
-        fleet
-    }
-
-    fn configure(&self, number: usize, limit: u64) -> String {
-        let stub = self.stub.addr("stub");
-        let settings = &self.settings;
-        let text = format!(
-            "{settings}deployments:\n  - id: a\n    model: m\n    upstream: http://{stub}/v1\n    reserve: bound\n    limits:\n      \
-             - {{ unit: tokens, amount: {limit}, window: 100d, at_once: true }}\n"
-        );
-        self.folder.write(&format!("pod-{number}.yaml"), &text)
-    }
-
-    /// Runs a pod in the slot of this number.
-    fn run(&self, number: usize) -> Result<Running, Option<i32>> {
-        let (own, seeds, name) = (&self.gossip[number], self.gossip.join(","), format!("pod-{number}"));
-        let config = self.folder.0.join(format!("{name}.yaml"));
-        let key = self.folder.0.join("key");
-        let arguments = [
-            ["--config", config.to_str().unwrap()],
-            ["--gossip-key-file", key.to_str().unwrap()],
-            ["--proxy-listen", "127.0.0.1:0"],
-            ["--admin-listen", "127.0.0.1:0"],
-            ["--gossip-listen", own],
-            ["--gossip-advertise", own],
-            ["--seeds", &seeds],
-            ["--node", &name],
-        ];
-        let arguments: Vec<&str> = ["serve"].into_iter().chain(arguments.into_iter().flatten()).collect();
-        Running::start(&self.folder, &name, &arguments)
-    }
-
-    fn log(&self, number: usize) -> String {
-        self.folder.read(&format!("pod-{number}.log"))
-    }
-
-    fn until_it_reaches(&self, pod: &Running, others: usize) {
-        let reached = || {
-            let status = pod.status();
-            status["peers"].as_array().unwrap().iter().filter(|peer| peer["reachable"] == true).count()
-        };
-        until("it reaches the others", || reached() == others);
-    }
-
-    /// Asks the pods in turns until none of them serves any more.
-    fn exhaust(&self) {
-        while self.pods.iter().filter(|pod| pod.serves()).count() > 0 {}
-    }
-
-    /// The tokens that the upstream says it was asked for.
-    fn upstreams_count(&self) -> u64 {
-        let answer = ask(self.stub.addr("stub"), "GET", "/_ledger", "", "");
-        let records: Vec<Value> = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-        let tokens = |record: &Value, what: &str| record[what].as_u64().unwrap();
-        records.iter().map(|record| tokens(record, "prompt_tokens") + tokens(record, "completion_tokens")).sum()
-    }
-}
-
-/// Returns UDP addresses that are free now: bound all at once, so that they differ.
-fn free_ports(count: usize) -> Vec<String> {
-    let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-    sockets.iter().map(|socket| socket.local_addr().unwrap().to_string()).collect()
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it never came that {what}");
-        std::thread::yield_now();
-    }
-}
-
-/// Opens a connection and sends a request that ends with it.
-fn send(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n");
-    stream.write_all(format!("{head}{headers}\r\n{body}").as_bytes()).unwrap();
-    stream
-}
-
-fn ask(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> String {
-    let mut answer = String::new();
-    send(addr, method, path, headers, body).read_to_string(&mut answer).unwrap();
-    answer
-}
 
 #[test]
 fn three_pods_hold_one_limit_by_the_upstreams_own_count() {
@@ -538,8 +306,7 @@ fn requests_that_never_come_whole_do_not_keep_a_pod_from_stopping() {
     });
     assert!(pod.serves());
     pod.signal("TERM");
-    until("it has stopped", || pod.child.try_wait().unwrap().is_some());
-    assert_eq!(pod.child.wait().unwrap().code(), Some(0), "{}", fleet.log(0));
+    assert_eq!(pod.ended(), Some(0), "{}", fleet.log(0));
     drop(connections);
 }
 
@@ -558,8 +325,7 @@ fn a_full_disk_for_the_log_stops_nothing() {
     let mut pod = Running { child, line: serde_json::from_str(&line).unwrap() };
     assert!(pod.serves());
     pod.signal("TERM");
-    until("it has stopped", || pod.child.try_wait().unwrap().is_some());
-    assert_eq!(pod.child.wait().unwrap().code(), Some(0));
+    assert_eq!(pod.ended(), Some(0));
 }
 
 #[test]
@@ -606,8 +372,7 @@ fn a_pod_told_to_stop_lingers_for_those_who_have_not_heard_and_a_second_signal_e
     assert!(pod.serves(), "who has not heard of it yet is served");
     assert!(ask(pod.addr("admin"), "GET", "/livez", "", "").starts_with("HTTP/1.1 200"));
     pod.signal("TERM");
-    until("it has stopped", || pod.child.try_wait().unwrap().is_some());
-    assert_eq!(pod.child.wait().unwrap().code(), Some(143), "{}", fleet.log(0));
+    assert_eq!(pod.ended(), Some(143), "{}", fleet.log(0));
 }
 
 #[test]
@@ -621,8 +386,7 @@ fn a_stream_longer_than_the_drain_is_cut_and_the_rights_are_handed_over() {
     let mut stream = send(leaver.addr("proxy"), "POST", "/v1/chat/completions", endless, &body.to_string());
     stream.read_exact(&mut [0; 1]).unwrap();
     leaver.signal("TERM");
-    until("it has stopped", || leaver.child.try_wait().unwrap().is_some());
-    assert_eq!(leaver.child.wait().unwrap().code(), Some(0), "{}", fleet.log(0));
+    assert_eq!(leaver.ended(), Some(0), "{}", fleet.log(0));
     assert!(fleet.log(0).contains("longer than proxy.drain"), "{}", fleet.log(0));
     let pod = &fleet.pods[0];
     until("the goodbye is heard", || pod.peer(&id)["gone_from_unix_ms"].is_u64());
@@ -659,8 +423,7 @@ fn rolling_replacement_of_every_pod_under_load_loses_at_most_a_fiftieth_and_is_n
             // As a service that has heard of it.
             proxies.lock().unwrap().retain(|proxy| proxy != old.addr("proxy"));
             old.signal("TERM");
-            until("it has left", || old.child.try_wait().unwrap().is_some());
-            assert_eq!(old.child.wait().unwrap().code(), Some(0), "{}", fleet.log(number));
+            assert_eq!(old.ended(), Some(0), "{}", fleet.log(number));
             let new = fleet.run(number).unwrap_or_else(|code| panic!("{code:?}: {}", fleet.log(number)));
             until("it is ready", || ask(new.addr("admin"), "GET", "/readyz", "", "").starts_with("HTTP/1.1 200"));
             proxies.lock().unwrap().push(new.addr("proxy").to_owned());

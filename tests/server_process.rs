@@ -3,13 +3,16 @@
 #![cfg(feature = "server")]
 #![allow(missing_docs)]
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+mod process;
 
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, UdpSocket};
+
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use process::{Folder, ask, send, until};
 use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = "deployments:\n  - id: a\n    model: m\n    upstream: STUB/v1\n    api_key: sk-upstream\n    \
@@ -19,31 +22,6 @@ fn quotum() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quotum"));
     command.env_clear().stdin(Stdio::null());
     command
-}
-
-/// A folder of this test's own, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("quotum-test-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// A process that has said where it listens, ended when it is dropped.
@@ -72,8 +50,7 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
+        process::signal(&self.child, name);
     }
 
     /// Waits for its end; returns the code, what it printed after its line, and its log.
@@ -99,24 +76,6 @@ fn stub_and_pod(folder: &Folder, config: &str) -> (Running, Running) {
     let text = format!("{listen}{config}").replace("STUB", &format!("http://{}", stub.addr("stub")));
     let pod = Running::start(&["serve", "--config", &folder.write("quotum.yaml", &text)]);
     (stub, pod)
-}
-
-/// Opens a connection and sends a request that ends with it.
-fn send(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    stream
-}
-
-fn ask(addr: &str, method: &str, path: &str, headers: &str, body: &str) -> String {
-    let mut answer = String::new();
-    send(addr, method, path, headers, body).read_to_string(&mut answer).unwrap();
-    answer
 }
 
 fn chat(stream: bool) -> String {
@@ -198,7 +157,7 @@ fn no_credential_and_no_prompt_is_logged_at_any_level() {
     );
     let text = text.replace("STUB", &format!("http://{}", stub.addr("stub")));
     let config = folder.write("quotum.yaml", &text);
-    let log = folder.0.join("log");
+    let log = folder.path("log");
     let mut child = quotum();
     child.args(["serve", "--config", &config]).env("RUST_LOG", "trace").stdout(Stdio::piped());
     let mut child = child.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
@@ -345,17 +304,6 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Asks until the answer is as it should be: what a signal brings takes a moment.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..400 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(25));
-    }
-    panic!("never: {what}");
-}
-
 fn status_of(pod: &Running) -> Value {
     let answer = ask(&pod.addr("admin"), "GET", "/status", "", "");
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
@@ -455,15 +403,15 @@ fn a_configuration_that_is_replaced_by_a_link_is_read_without_a_signal() {
         .replace("STUB", &format!("http://{}", stub.addr("stub")));
     // As Kubernetes mounts a ConfigMap: a link to a link to a folder of its own.
     let place = |name: &str, text: &str| {
-        fs::create_dir(folder.0.join(name)).unwrap();
-        fs::write(folder.0.join(name).join("quotum.yaml"), text).unwrap();
-        let _ = fs::remove_file(folder.0.join("..tmp"));
-        std::os::unix::fs::symlink(name, folder.0.join("..tmp")).unwrap();
-        fs::rename(folder.0.join("..tmp"), folder.0.join("..data")).unwrap();
+        fs::create_dir(folder.path(name)).unwrap();
+        fs::write(folder.path(&format!("{name}/quotum.yaml")), text).unwrap();
+        let _ = fs::remove_file(folder.path("..tmp"));
+        std::os::unix::fs::symlink(name, folder.path("..tmp")).unwrap();
+        fs::rename(folder.path("..tmp"), folder.path("..data")).unwrap();
     };
     place("..1", &text);
-    std::os::unix::fs::symlink("..data/quotum.yaml", folder.0.join("quotum.yaml")).unwrap();
-    let pod = Running::start(&["serve", "--config", folder.0.join("quotum.yaml").to_str().unwrap()]);
+    std::os::unix::fs::symlink("..data/quotum.yaml", folder.path("quotum.yaml")).unwrap();
+    let pod = Running::start(&["serve", "--config", &folder.path("quotum.yaml")]);
     place("..2", &text.replace("100000", "300000"));
     until("the change is seen", || status_of(&pod)["limits"][0]["switches"][0]["to"].is_string());
     assert!(status_of(&pod)["limits"][0]["switches"][0]["to"].as_str().unwrap().starts_with("300000 tokens"));
