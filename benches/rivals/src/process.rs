@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub use rustix::process::Signal;
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
 use serde_json::Value;
 
 /// How long a process may take until it listens.
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
+
+/// How often a server that prints nothing is asked whether it listens.
+const ASKED_EVERY: Duration = Duration::from_millis(10);
 
 /// How long it may take to end when it is asked to, before it is killed.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -65,13 +69,13 @@ impl Process {
     /// If it does not start or does not listen in time.
     pub fn start_at(at: SocketAddr, command: &mut Command) -> Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut process = Self { child, line: Value::Null, ends_by: Signal::TERM };
+        let process = Self { child, line: Value::Null, ends_by: Signal::TERM };
         let begun = Instant::now();
+        // That it listens shows in nothing else: it is asked again and again.
         while TcpStream::connect(at).is_err() {
-            if process.child.try_wait()?.is_some() || begun.elapsed() > STARTS_WITHIN {
+            if process.ends_within(ASKED_EVERY)? || begun.elapsed() > STARTS_WITHIN {
                 return Err(Error::other("it does not listen"));
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
         Ok(process)
     }
@@ -91,6 +95,13 @@ impl Process {
     /// If it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Waits for its end, for so long at most, and returns whether it has come.
+    fn ends_within(&self, within: Duration) -> Result<bool> {
+        let end = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
+        let within = Timespec::try_from(within).map_err(Error::other)?;
+        Ok(poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&within))? > 0)
     }
 
     /// Returns its exit code if it has ended: `None` in it if a signal ended it.
@@ -149,13 +160,9 @@ fn resident(id: u32) -> Result<u64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let id = Pid::from_child(&self.child);
         // One that has already ended needs no signal.
-        let _ = kill_process(id, self.ends_by);
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < ENDS_WITHIN {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let _ = self.signal(self.ends_by);
+        let _ = self.ends_within(ENDS_WITHIN);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
