@@ -117,14 +117,18 @@ impl Generated {
 
 fn prompt(fields: &Fields<'_>, model: &str) -> Result<u64, BadRequest> {
     let messages = fields.get("messages").ok_or_else(|| BadRequest::new("messages", "messages: Field required"))?;
-    let messages: Vec<Prompt> = serde_json::from_str(messages.get())
-        .map_err(|_| BadRequest::new("messages", "messages: Input should be an array, not too deeply nested"))?;
+    let messages: Vec<Prompt> = serde_json::from_str(messages.get()).map_err(|_| {
+        BadRequest::new("messages", "messages: Input should be an array, valid Unicode and not too deeply nested")
+    })?;
     if messages.is_empty() {
         return Err(BadRequest::new("messages", "messages: at least one message is required"));
     }
     let system: Option<Prompt> =
         fields.get("system").map(|system| serde_json::from_str(system.get())).transpose().map_err(|_| {
-            BadRequest::new("system", "system: Input should be a text or an array of blocks, not too deeply nested")
+            BadRequest::new(
+                "system",
+                "system: Input should be a text or an array of blocks, valid Unicode and not too deeply nested",
+            )
         })?;
     let sum = messages
         .iter()

@@ -70,8 +70,9 @@ impl Dialect for OpenAiChat {
 
 fn prompt(fields: &Fields<'_>, model: &str) -> Result<u64, BadRequest> {
     let messages = fields.get("messages").ok_or_else(|| BadRequest::new("messages", "'messages' is required"))?;
-    let messages: Vec<Prompt> = serde_json::from_str(messages.get())
-        .map_err(|_| BadRequest::new("messages", "'messages' must be an array of messages, not too deeply nested"))?;
+    let messages: Vec<Prompt> = serde_json::from_str(messages.get()).map_err(|_| {
+        BadRequest::new("messages", "'messages' must be an array of messages, valid Unicode and not too deeply nested")
+    })?;
     if messages.is_empty() {
         return Err(BadRequest::new("messages", "'messages' must hold at least one message"));
     }

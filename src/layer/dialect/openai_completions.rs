@@ -77,8 +77,12 @@ impl Texts {
             Tokens(Vec<u32>),
             ManyTokens(Vec<Vec<u32>>),
         }
-        let wrong =
-            || BadRequest::new(param, format!("'{param}' must be a text, tokens, or a non-empty array of one of them"));
+        let wrong = || {
+            BadRequest::new(
+                param,
+                format!("'{param}' must be a text of valid Unicode, tokens, or a non-empty array of one of them"),
+            )
+        };
         let bytes = |text: &String| text.len() as u64;
         let (tokens, count) = match serde_json::from_str(value).map_err(|_| wrong())? {
             Written::Text(text) => (bytes(&text), 1),

@@ -108,7 +108,7 @@ fn input_tokens(input: &RawValue, model: &str) -> Result<u64, BadRequest> {
     if let Ok(text) = serde_json::from_str::<String>(input.get()) {
         return Ok(text.len() as u64 + TOKENS_PER_ITEM);
     }
-    let message = "'input' must be a text or an array of items, not too deeply nested";
+    let message = "'input' must be a text or an array of items, valid Unicode and not too deeply nested";
     let items: Vec<Prompt> = serde_json::from_str(input.get()).map_err(|_| BadRequest::new("input", message))?;
     let sum = |sum: u64, item: &Prompt| sum.saturating_add(item.tokens(model)).saturating_add(TOKENS_PER_ITEM);
     Ok(items.iter().fold(0, sum))

@@ -43,6 +43,18 @@ fn a_field_that_stands_twice_is_refused() {
 }
 
 #[test]
+fn half_a_pair_of_surrogates_is_refused_by_its_name() {
+    // What is left of an emoji where a text was cut between its halves.
+    let half = r#"{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"prompt":"\ud83d","input":"\ud83d","max_tokens":5}"#;
+    for dialect in all() {
+        if dialect.is_known() {
+            let refusal = call(&*dialect, half).unwrap_err();
+            assert!(refusal.message.contains("Unicode"), "{}: {}", dialect.path(), refusal.message);
+        }
+    }
+}
+
+#[test]
 fn nesting_without_end_is_refused() {
     for (open, close) in [("[", "]"), (r#"{"type":"#, "}"), (r#"{"content":"#, "}")] {
         let deep = format!("[{}0{}]", open.repeat(50_000), close.repeat(50_000));
