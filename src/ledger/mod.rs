@@ -26,6 +26,7 @@ mod account;
 mod carry;
 mod exchange;
 mod few;
+mod hash;
 mod heard;
 mod held;
 mod kind;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use super::hash::StableHash;
 use super::kind::{Slices, WindowKind};
 use super::window::{Grid, Timestamp, WindowLength};
 use super::zone::Zone;
@@ -558,39 +559,6 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// A 64-bit hash that is the same on every machine, version and toolchain, because
-/// replicas must agree on it: FNV-1a with the finalizer of SplitMix64 (Steele, Lea,
-/// Flood 2014), which spreads FNV's weak high bits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StableHash(u64);
-
-impl StableHash {
-    pub(crate) const fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(crate) fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    pub(crate) fn write_u64(&mut self, value: u64) {
-        self.write(&value.to_le_bytes());
-    }
-
-    pub(crate) const fn finish(self) -> u64 {
-        mix(self.0)
-    }
-}
-
-/// The finalizer of SplitMix64: a bijection that makes neighbours unrelated.
-pub(crate) const fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -605,12 +573,5 @@ mod tests {
         let minute = Quota::tokens(100).per_minute();
         assert_ne!(minute.version(), Quota::tokens(101).per_minute().version());
         assert_ne!(minute.version(), Quota::requests(100).per_minute().version());
-    }
-
-    #[test]
-    fn the_hash_of_a_name_never_changes() {
-        // A golden value: replicas of different releases must agree.
-        assert_eq!(LimitId::of("gpt-4o-eastus").bits(), LimitId::of("gpt-4o-eastus").bits());
-        assert_eq!(StableHash::new().finish(), mix(0xcbf2_9ce4_8422_2325));
     }
 }

@@ -3,7 +3,7 @@
 //! Knows one generator. Must not know the system's entropy: the seed is an argument. The
 //! invariant it keeps: the same seed and the same calls give the same numbers everywhere.
 
-use super::quota::mix;
+use super::hash::mix;
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the ledger's randomness, from its one seed. It
 /// picks peers and spreads callers; nothing secret depends on it.

@@ -22,8 +22,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::hash::StableHash;
 use super::message::{Contact, Member, ReplicaId, RosterMessage, Slot};
-use super::quota::{Key, StableHash};
+use super::quota::Key;
 use super::window::{EPSILON, MAX_LEAD, Timestamp, Window};
 
 pub use self::report::{Blocked, ForgetError, Gone, Proof, RosterNote};
