@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
@@ -44,33 +45,38 @@ const UNASKED: Duration = Duration::from_secs(2);
 /// The least that hyper takes as the bound of its buffers.
 const LEAST_BUFFER: usize = 8 << 10;
 
+/// How many lines of a head hyper reads without allocating: for more it takes 64 bytes a line from the
+/// heap, with every request, which is time, and leaves gaps that idle streams then fill.
+const LINES_ON_STACK: usize = 100;
+
 /// What a caller reads whose head did not end in time: in the shape of most callers, as
 /// its path is not known.
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: 132\r\n\
 connection: close\r\n\r\n{\"error\":{\"message\":\"The request's head did not end in time.\",\
 \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"request_timeout\"}}";
 
-/// Serves one connection to its end.
-pub(super) async fn serve(
+/// Lets one connection be served to its end, as a task of its own.
+pub(super) fn serve(
+    connections: &mut JoinSet<()>,
     io: impl Stream,
     from: SocketAddr,
     router: Router,
     door: Arc<Door>,
     stop: watch::Receiver<bool>,
 ) {
-    match &door.tls {
-        None => converse(io, from, router, &door, stop).await,
-        // What is larger than the rule lies elsewhere: every idle connection has its future.
-        Some(tls) => Box::pin(secured(io, from, router, tls, &door, stop)).await,
-    }
+    // No future that holds either: every idle connection keeps all of its own.
+    match door.tls.clone() {
+        None => connections.spawn(converse(io, from, router, door, stop)),
+        Some(tls) => connections.spawn(secured(io, from, router, tls, door, stop)),
+    };
 }
 
 async fn secured(
     io: impl Stream,
     from: SocketAddr,
     router: Router,
-    tls: &Tls,
-    door: &Door,
+    tls: Arc<Tls>,
+    door: Arc<Door>,
     mut stop: watch::Receiver<bool>,
 ) {
     let handshake = tokio::time::timeout(door.bounds.handshake, tls.accept(io));
@@ -87,44 +93,62 @@ async fn secured(
 }
 
 /// Speaks HTTP until the connection ends.
-pub(super) async fn converse<I>(io: I, from: SocketAddr, router: Router, door: &Door, mut stop: watch::Receiver<bool>)
-where
+pub(super) async fn converse<I>(
+    io: I,
+    from: SocketAddr,
+    router: Router,
+    door: Arc<Door>,
+    mut stop: watch::Receiver<bool>,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let bounds = door.bounds;
+    let bounds = &door.bounds;
     let pulse = Arc::new(Pulse::new());
+    let Some(io) = begun(io, &pulse, bounds.header, &mut stop).await else { return };
+    let (asked, whole, pause) = (pulse.clone(), bounds.body, bounds.body_idle);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let in_flight = InFlight::new(&asked);
+        let mut request = request.map(|body| Body::new(Arriving { body, whole, pause, waiting: None }));
+        request.extensions_mut().insert(ConnectInfo(from));
+        let answer = router.clone().oneshot(request);
+        // Boxed: hyper keeps the place of this future until the last byte of its answer is written.
+        Box::pin(async move {
+            let Ok(response) = answer.await;
+            Ok::<_, Infallible>(response.map(|body| Answering { body, _in_flight: in_flight }))
+        })
+    });
+    let io = TokioIo::new(io);
+    // Their errors are the caller's: it hung up, or it does not speak HTTP.
+    if pulse.http2.load(Ordering::Relaxed) {
+        let mut connection = Box::pin(http2(bounds).serve_connection(io, service));
+        let _ = attend(connection.as_mut(), &pulse, bounds, stop).await;
+        return;
+    }
+    let connection = pin!(http1(bounds).serve_connection(io, service));
+    if attend(connection, &pulse, bounds, stop).await.is_err_and(|error| error.is_parse_too_large()) {
+        door.telemetry.turned_away("headers");
+    }
+}
+
+/// Returns the connection once it is known what is spoken on it; `None` if it is to end first.
+async fn begun<I: AsyncRead + Unpin>(
+    io: I,
+    pulse: &Arc<Pulse>,
+    within: Duration,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<Watched<I>> {
     let mut io = Watched { io, pulse: pulse.clone(), ahead: Ahead::default() };
     // Whoever says nothing in time is treated as whoever says nothing: see `Verdict`.
-    let begins = tokio::time::timeout(bounds.header, io.begins());
+    let begins = tokio::time::timeout(within, io.begins());
     tokio::select! {
         biased;
-        () = stopped(&mut stop) => return,
+        () = stopped(stop) => return None,
         _ = begins => {}
     }
     if !io.ahead.came().is_empty() {
         pulse.heard(io.ahead.came());
     }
-    let asked = pulse.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (router, in_flight) = (router.clone(), InFlight::new(&asked));
-        async move {
-            let mut request = request.map(|body| Body::new(Arriving { body, bounds, waiting: None }));
-            request.extensions_mut().insert(ConnectInfo(from));
-            let Ok(response) = router.oneshot(request).await;
-            Ok::<_, Infallible>(response.map(|body| Answering { body, _in_flight: in_flight }))
-        }
-    });
-    let io = TokioIo::new(io);
-    // Their errors are the caller's: it hung up, or it does not speak HTTP.
-    if pulse.http2.load(Ordering::Relaxed) {
-        let mut connection = Box::pin(http2(&bounds).serve_connection(io, service));
-        let _ = attend(connection.as_mut(), &pulse, &bounds, stop).await;
-        return;
-    }
-    let connection = pin!(http1(&bounds).serve_connection(io, service));
-    if attend(connection, &pulse, &bounds, stop).await.is_err_and(|error| error.is_parse_too_large()) {
-        door.telemetry.turned_away("headers");
-    }
+    Some(io)
 }
 
 /// Lets a connection go on until it ends by itself or is to end.
@@ -174,10 +198,15 @@ fn head_bytes(bounds: &Bounds) -> usize {
     bounds.header_bytes.saturating_mul(2)
 }
 
+/// Returns the bound of a head's lines: as [`head_bytes`], but without leaving hyper's stack for it.
+fn head_lines(bounds: &Bounds) -> usize {
+    bounds.headers.saturating_mul(2).min(LINES_ON_STACK).max(bounds.headers)
+}
+
 fn http1(bounds: &Bounds) -> http1::Builder {
     let mut server = http1::Builder::new();
     // What its own timer would do does `Pulse`: it tells an idle connection from a slow head.
-    server.header_read_timeout(None).max_headers(bounds.headers.saturating_mul(2));
+    server.header_read_timeout(None).max_headers(head_lines(bounds));
     server.max_buf_size(head_bytes(bounds).max(LEAST_BUFFER));
     server
 }
@@ -455,7 +484,10 @@ impl std::error::Error for SlowSender {}
 /// A request's body that must come in time.
 struct Arriving {
     body: Incoming,
-    bounds: Bounds,
+    /// How long all of it may take.
+    whole: Duration,
+    /// How long may pass between two pieces.
+    pause: Duration,
     /// Set once it was waited for.
     waiting: Option<Waiting>,
 }
@@ -480,13 +512,12 @@ impl http_body::Body for Arriving {
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
         }
-        let bounds = &this.bounds;
         let waiting = this.waiting.get_or_insert_with(|| {
-            let ends = Instant::now() + bounds.body;
+            let ends = Instant::now() + this.whole;
             Waiting { ends, silence: Box::pin(tokio::time::sleep_until(ends)), came: true }
         });
         if waiting.came {
-            waiting.silence.as_mut().reset(waiting.ends.min(Instant::now() + bounds.body_idle));
+            waiting.silence.as_mut().reset(waiting.ends.min(Instant::now() + this.pause));
             waiting.came = false;
         }
         ready!(waiting.silence.as_mut().poll(cx));

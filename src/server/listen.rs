@@ -128,7 +128,7 @@ pub(super) async fn serve(
                 }
                 Ok((io, from)) => {
                     is_full = false;
-                    connections.spawn(connection::serve(io, from, router.clone(), door.clone(), stop.clone()));
+                    connection::serve(&mut connections, io, from, router.clone(), door.clone(), stop.clone());
                 }
                 Err(error) if is_callers(&error) => {}
                 Err(error) => {

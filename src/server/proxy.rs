@@ -130,12 +130,11 @@ impl Proxy {
     }
 
     /// Answers one request in one dialect, whatever becomes of it.
-    async fn answer(&self, dialect: Arc<dyn Dialect>, request: Request) -> Response<Body> {
-        let (head, mut body) = request.into_parts();
-        match self.serve(&dialect, &head, &mut body).await {
+    async fn answer(&self, dialect: Arc<dyn Dialect>, head: &Parts, mut body: Body) -> Response<Body> {
+        match self.serve(&dialect, head, &mut body).await {
             Ok(response) => response,
             Err(refusal) => {
-                self.intake.discard(&head, body).await;
+                self.intake.discard(head, body).await;
                 refusal.response(dialect.family())
             }
         }
@@ -358,8 +357,9 @@ fn unknown_url(method: &Method, path: &str) -> Refusal {
 }
 
 fn metered<D: Dialect + Copy>(dialect: D) -> MethodRouter<Arc<Proxy>> {
-    post(move |State(proxy): State<Arc<Proxy>>, request: Request| async move {
-        proxy.answer(Arc::new(dialect), request).await
+    post(move |State(proxy): State<Arc<Proxy>>, request: Request| {
+        let (head, body) = request.into_parts();
+        async move { proxy.answer(Arc::new(dialect), &head, body).await }
     })
 }
 
@@ -372,7 +372,8 @@ async fn other(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<Bo
     if !may_name_a_model || leads_elsewhere(path) {
         return unknown(State(proxy), request).await;
     }
-    proxy.answer(Arc::new(dialect), request).await
+    let (head, body) = request.into_parts();
+    proxy.answer(Arc::new(dialect), &head, body).await
 }
 
 /// Returns whether a path would leave the upstream's base, where our key opens more than

@@ -159,7 +159,7 @@ impl Upstream {
         body: Bytes,
         written: Arc<AtomicBool>,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut request = Request::new(Outgoing { bytes: Some(body), written });
+        let mut request = Request::new(Outgoing(Box::new(Unsent { bytes: Some(body), written })));
         *request.method_mut() = to.method.clone();
         *request.uri_mut() = self.uri(to.path, to.query).ok_or(Failure::Unreachable)?;
         *request.headers_mut() = self.headers(headers, to.family);
@@ -256,8 +256,13 @@ pub(super) fn is_one_of(named: &[&[u8]], name: &HeaderName) -> bool {
 }
 
 /// A request's body that tells when it is first read.
+///
+/// Boxed: hyper's client has room for 32 requests with every connection, and moves each about a dozen times.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(super) struct Outgoing(Box<Unsent>);
+
+#[derive(Debug)]
+struct Unsent {
     bytes: Option<Bytes>,
     written: Arc<AtomicBool>,
 }
@@ -268,16 +273,16 @@ impl Body for Outgoing {
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         // The client reads the body only when it is about to write on a connection.
-        self.written.store(true, Ordering::Release);
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+        self.0.written.store(true, Ordering::Release);
+        Poll::Ready(self.0.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.bytes.is_none()
+        self.0.bytes.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        SizeHint::with_exact(self.0.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }
 

@@ -2,16 +2,17 @@
 //! and nginx, all before the same stub, in one run.
 //!
 //! `cargo build --release && cargo bench -p quotum-bench --bench proxy`, about four minutes;
-//! `-- --quick` takes seconds and judges nothing. Prints the Markdown tables that
-//! the README quotes, and exits with 1 if the proxy costs more than it may. nginx is a
-//! column where it is installed.
+//! `-- --quick` takes seconds and judges nothing, `-- --memory` measures idle streams alone.
+//! Prints the Markdown tables that the README quotes, and exits with 1 if the proxy costs more
+//! than it may. nginx is a column where it is installed.
 //!
 //! The contenders take turns, in an order that shifts from round to round; a figure is the
 //! median over the rounds, and so is a ratio, of the ratios within each round. Load, contender
 //! and stub share the machine. Latency is from sending a request to the last byte of its
 //! answer, on connections that are kept; CPU is that of the contender's process, the kernel's part
 //! included, and says most on a busy machine. Callers of streams do not ask for usage, so that the
-//! proxy has to: it rewrites the request and takes the usage out of the answer.
+//! proxy has to: it rewrites the request and takes the usage out of the answer. Memory is resident memory,
+//! of all contenders with the system's allocator.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -79,7 +80,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let done = match arguments.get(1).map(String::as_str) {
         Some(PASS_THROUGH) => runtime.block_on(pass_through(&arguments[2])).map(|()| true),
-        _ => runtime.block_on(run(if arguments.iter().any(|it| it == "--quick") { &QUICK } else { &FULL })),
+        _ => {
+            let is_asked_for = |option: &str| arguments.iter().any(|it| it == option);
+            let extent = if is_asked_for("--quick") { &QUICK } else { &FULL };
+            match is_asked_for("--memory") {
+                true => runtime.block_on(memory(extent)),
+                false => runtime.block_on(run(extent)),
+            }
+        }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@
 
 use super::*;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ impl Bench {
         let (stop, stopped) = watch::channel(false);
         let from = ([127, 0, 0, 1], 1).into();
         let (router, door) = (self.router.clone(), self.door());
-        tokio::spawn(async move { converse(theirs, from, router, &door, stopped).await });
+        tokio::spawn(converse(theirs, from, router, Arc::new(door), stopped));
         (ours, stop)
     }
 
