@@ -231,7 +231,7 @@ pub(crate) fn failure(
         let _ = writeln!(text, "  condition broken in this scenario: {broken}");
     }
     let quotas: Vec<String> = plan.quotas.iter().map(ToString::to_string).collect();
-    let _ = writeln!(text, "  {} replicas, {}, seed {}", plan.slots, quotas.join(" and "), plan.seed);
+    let _ = writeln!(text, "  {} replicas, {}, {}, seed {}", plan.slots, quotas.join(" and "), plan.mode, plan.seed);
     let _ = writeln!(text, "FAULTS: {} of {} are enough", shrunk.faults.len(), plan.faults.len());
     for scheduled in &shrunk.faults {
         let (at, until) = (scheduled.at as f64 / 1e6, scheduled.until as f64 / 1e6);

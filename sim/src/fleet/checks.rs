@@ -187,11 +187,15 @@ impl World {
             .into_iter()
             .map(|(quota, window, open)| ((quota, window), open))
             .collect();
+        // A clock that stepped back: the ledger goes on from the latest instant that it was told, and hits
+        // tell it nothing. So it stands somewhere between the two.
         let latest = self.replicas[replica].latest_ms;
-        let covered = self.oracle.charged_windows(latest).into_iter().all(|(quota, window)| {
-            let amount = amount_of(self.plan.quotas[quota].unit(), request, false);
-            amount <= open.get(&(quota, window)).map_or(0, |open| open.balance())
-        });
+        let shown = self.replicas[replica].local_ms(self.at, self.plan.phase);
+        let covered =
+            [shown, latest].into_iter().flat_map(|ms| self.oracle.charged_windows(ms)).all(|(quota, window)| {
+                let amount = amount_of(self.plan.quotas[quota].unit(), request, false);
+                amount <= open.get(&(quota, window)).map_or(0, |open| open.balance())
+            });
         if covered {
             let number = request.number;
             self.oracle.violated(self.at, "refusals are due", || {
