@@ -88,6 +88,9 @@ pub(crate) enum Canary {
     FragmentDropped,
     WrongKey,
     PayloadDamaged,
+    UsageForgotten,
+    StreamNotCounted,
+    SentAgain,
 }
 
 impl Canary {
@@ -220,6 +223,25 @@ impl Canary {
             "pods-payload-damaged",
             "a byte of every frame of one pod is damaged before it is sealed",
             "pods-swarm",
+        ),
+        // Behind the pods' proxies.
+        (
+            Self::UsageForgotten,
+            "http-usage-forgotten",
+            "an answer is settled with nothing used, whatever the upstream counts",
+            "pods-http",
+        ),
+        (
+            Self::StreamNotCounted,
+            "http-stream-not-counted",
+            "a stream whose caller hangs up is charged its prompt alone",
+            "pods-http-cut",
+        ),
+        (
+            Self::SentAgain,
+            "http-sent-again",
+            "a request is sent again after its upstream was too slow",
+            "pods-http-slow",
         ),
     ];
 

@@ -4,6 +4,7 @@
 //! keeps: every promise of docs/guarantees.md is attacked by a scenario here.
 
 mod efficiency;
+mod http;
 mod kinds;
 mod pods;
 pub(crate) mod studies;
@@ -30,7 +31,7 @@ pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
 
 /// Every scenario, in the order in which a sweep runs them.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    SCENARIOS.iter().chain(pods::SCENARIOS)
+    SCENARIOS.iter().chain(pods::SCENARIOS).chain(http::SCENARIOS)
 }
 
 /// Those of the event layer.
@@ -385,6 +386,7 @@ fn base(seed: u64, rng: &mut Rng, slots: usize, window_s: u64) -> Plan {
         measure_from: None,
         finale: false,
         recovers: false,
+        http: None,
     }
 }
 

@@ -338,9 +338,13 @@ fn list(options: &Options) -> ExitCode {
 /// Plays the plans of the turmoil layer on both layers.
 fn agree(options: &Options) -> ExitCode {
     let mut all = true;
+    // Without their proxies other requests would be parked.
+    let comparable = |scenario: &&Scenario| scenario.plan(1).http.is_none();
     let light =
         |scenario: &&Scenario| options.scenario != "all" || !HEAVY.iter().any(|(name, _)| *name == scenario.name);
-    for scenario in options.scenarios().filter(|scenario| scenario.layer() == Layer::Turmoil).filter(light) {
+    for scenario in
+        options.scenarios().filter(|scenario| scenario.layer() == Layer::Turmoil).filter(light).filter(comparable)
+    {
         let count = options.seeds.min(scenario.most_seeds);
         match agree::compare(scenario, options.start_seed, count) {
             Ok(agreement) => {

@@ -60,6 +60,10 @@ pub(crate) enum Fault {
     /// Somebody with the key tells one pod's chitchat of more replicas than it may know.
     /// Only whole pods have one.
     Crowd { slot: usize },
+    /// No pod reaches an upstream, or only the answers get lost. Only proxies have one.
+    UpstreamAway { upstream: usize, only_answers: bool },
+    /// An upstream answers everything with this of the stub's faults.
+    UpstreamFails { upstream: usize, with: &'static str },
 }
 
 impl Fault {
@@ -91,6 +95,9 @@ impl Fault {
             Self::Limits { .. } => "limits change",
             Self::ForgetAlive { .. } => "false proof of death",
             Self::Crowd { .. } => "a crowded chitchat",
+            Self::UpstreamAway { only_answers: false, .. } => "upstream away",
+            Self::UpstreamAway { .. } => "answers lost",
+            Self::UpstreamFails { .. } => "upstream fails",
         }
     }
 }

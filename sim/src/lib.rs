@@ -6,7 +6,8 @@
 //!
 //! There are two layers, and every scenario names its own. `fleet/events` drives the
 //! product's limiter, ledger and codec by hand, without I/O: thousands of seeds. `fleet/pods`
-//! runs whole pods in turmoil: the cluster loop, chitchat, sealed frames and fragments.
+//! runs whole pods in turmoil: the cluster loop, chitchat, sealed frames and fragments, and in
+//! `fleet/pods/http` their proxies too, between callers and upstreams over simulated TCP.
 //! Faults, clients, network and checks are the same code (`fleet`); `scenario`, `fault`,
 //! `workload`, `oracle`, `canary` and `report` know no layer.
 

@@ -11,6 +11,8 @@
 use std::env;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use crate::canary::Canary;
 use crate::fleet::{Outcome, RunOptions};
@@ -52,10 +54,30 @@ pub(crate) fn run(plan: &Plan, options: RunOptions) -> Result<Outcome, Violation
 pub(crate) fn carry_out() -> Result<(), String> {
     let job = env::var(JOB).map_err(|_| format!("{COMMAND} is told by {JOB} what to do"))?;
     let (plan, options) = parse(&job).ok_or_else(|| format!("{JOB}: {job:?} names no run"))?;
+    end_in_time(&plan);
     let text = written(&run_here(&plan, options));
     // In one piece: a test harness writes to the same place.
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| error.to_string())
 }
+
+/// A run that does not come to its end must not hold up whoever waits for it: after a time that
+/// no run takes, the process says so and ends.
+fn end_in_time(plan: &Plan) {
+    let Plan { scenario, seed, .. } = *plan;
+    let text = format!("{scenario} seed {seed} is not over after {} s of real time", LONGEST.as_secs());
+    let late = written(&Err(Violation { at: 0, invariant: "every run ends", text }));
+    let watch = move || {
+        thread::sleep(LONGEST);
+        let _ = std::io::stdout().write_all(late.as_bytes());
+        std::process::exit(1);
+    };
+    // Without a thread to spare it runs unwatched.
+    let _ = thread::Builder::new().name("watch".into()).spawn(watch);
+}
+
+/// The longest run, of 100 pods, takes half a minute on one core, and in a debug build some ten
+/// times that.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// Names a plan: its scenario and seed, which of its faults are kept, and the options.
 fn job(plan: &Plan, options: RunOptions) -> String {

@@ -136,6 +136,36 @@ pub(crate) struct Plan {
     pub(crate) finale: bool,
     /// Whether the end of the run checks that everybody recovered.
     pub(crate) recovers: bool,
+    /// What is around the pods' proxies, where callers reach them over simulated TCP; else
+    /// callers ask the limiter itself. Only whole pods have a proxy.
+    pub(crate) http: Option<Http>,
+}
+
+/// Callers and upstreams of proxies.
+#[derive(Clone, Debug)]
+pub(crate) struct Http {
+    /// How many upstreams serve the one model, each behind a deployment with the plan's limit:
+    /// the next one is asked when the one before does not take a request.
+    pub(crate) upstreams: usize,
+    /// Share of requests that ask for a stream.
+    pub(crate) streams: f64,
+    /// The most of an answer's time that passes before its first byte.
+    pub(crate) before_first: f64,
+    /// Share of streams that go silent in the middle.
+    pub(crate) stalls: f64,
+    /// Share of answers that never begin.
+    pub(crate) hangs: f64,
+    /// How long callers still send to a pod that was told to leave.
+    pub(crate) lag: Micros,
+    /// The pods' settings of these names.
+    pub(crate) linger: Duration,
+    pub(crate) drain: Duration,
+    pub(crate) first_byte: Duration,
+    pub(crate) idle: Duration,
+    /// From here on nobody asks.
+    pub(crate) quiet_from: Micros,
+    /// Whether upstreams fail, so that answers may.
+    pub(crate) upstream_fails: bool,
 }
 
 /// The network when nothing is wrong.

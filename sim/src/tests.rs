@@ -43,6 +43,33 @@ fn whole_pods_keep_every_promise_in_the_same_storms() {
 }
 
 #[test]
+fn proxies_of_whole_pods_keep_every_promise_over_tcp() {
+    let names = ["pods-http", "pods-http-cut", "pods-http-drain", "pods-http-upstream"];
+    in_parallel(
+        names.len(),
+        |number| run_seed(scenario(names[number]).expect("it exists"), 1, number == 0, None),
+        |number, result| {
+            let outcome = result.unwrap_or_else(|violation| panic!("{}: {violation:?}", names[number]));
+            assert_eq!(outcome.violation, None, "{}", names[number]);
+            assert!(outcome.figures.admitted > 50, "{}: {:?}", names[number], outcome.figures);
+        },
+    );
+}
+
+#[test]
+fn planted_bugs_around_the_proxies_are_caught() {
+    for canary in [Canary::UsageForgotten, Canary::SentAgain] {
+        let (.., name) = Canary::ALL.iter().find(|(listed, ..)| *listed == canary).expect("it is listed");
+        let scenario = scenario(name).expect("it exists");
+        let caught = (1..6).any(|seed| match run_seed(scenario, seed, false, Some(canary)) {
+            Ok(outcome) => outcome.violation.is_some(),
+            Err(_) => true,
+        });
+        assert!(caught, "{canary:?}");
+    }
+}
+
+#[test]
 fn scenarios_that_break_a_condition_stay_within_its_bound() {
     for name in ["first-window-admit", "fair-share", "lying-directory", "false-death", "clocks", "edge"] {
         let scenario = scenario(name).expect("it exists");

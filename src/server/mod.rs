@@ -11,7 +11,7 @@ mod health;
 mod intake;
 pub mod listen;
 mod pause;
-mod pod;
+pub mod pod;
 mod proxy;
 mod reload;
 mod reread;

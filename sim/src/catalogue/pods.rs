@@ -161,7 +161,7 @@ const SWARM_SOMETIMES: &[(&str, f64)] = &[
 ];
 
 /// What production does anyway.
-fn pods(mut plan: Plan) -> Plan {
+pub(super) fn pods(mut plan: Plan) -> Plan {
     plan.layer = Layer::Turmoil;
     plan.sealed = true;
     // A list names ports, so pods on it bind theirs exclusively.
@@ -197,7 +197,7 @@ fn swarm(seed: u64) -> Plan {
 }
 
 /// A fault at an instant.
-const fn at(at: Micros, fault: Fault) -> Scheduled {
+pub(super) const fn at(at: Micros, fault: Fault) -> Scheduled {
     Scheduled { at, until: at + 1, fault }
 }
 

@@ -74,7 +74,7 @@ impl World {
             for ((quota, window), (charged, rights)) in open {
                 *sums.entry((quota, window)).or_default() += rights;
                 let truth = self.oracle.charged_by(number, quota, window);
-                if truth != charged {
+                if truth != charged && self.plan.http.is_none() {
                     self.oracle.violated(self.at, "no spend is lost, none leaks", || {
                         format!(
                             "replica {number} counts {charged} in window {window}, clients were admitted for {truth}"
@@ -92,6 +92,7 @@ impl World {
                 self.reached.insert("a newcomer is blocked");
             }
         }
+        self.check_upstreams();
         for ((quota, window), rights) in sums {
             let allowed = self.rights_allowed(quota, window);
             if rights > allowed {
@@ -212,6 +213,7 @@ impl World {
 
     /// The fleet after the calm.
     pub(super) fn check_end(&mut self) {
+        self.check_web_end();
         if !self.plan.recovers {
             return;
         }

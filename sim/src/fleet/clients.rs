@@ -30,7 +30,8 @@ impl World {
     pub(super) fn offer(&mut self, request: Request) {
         let serves = |number: &usize| {
             let replica = &self.replicas[*number];
-            replica.serves() && replica.process.as_ref().is_some_and(|process| process.knows)
+            let asked = replica.serves() || self.is_still_asked(*number);
+            asked && replica.process.as_ref().is_some_and(|process| process.knows)
         };
         let serving: Vec<usize> = (0..self.replicas.len()).filter(serves).collect();
         if serving.is_empty() {
@@ -50,6 +51,9 @@ impl World {
     }
 
     fn ask(&mut self, replica: usize, request: Request) {
+        if self.plan.http.is_some() && self.pods.is_some() {
+            return self.ask_over_tcp(replica, &request);
+        }
         self.set_clock(replica);
         self.next_permit += 1;
         let ticket = self.next_permit;
@@ -266,7 +270,10 @@ impl World {
 
 impl World {
     /// From when on clients are still, so that news can reach everybody before the end.
-    fn quiet_from(&self) -> Micros {
+    pub(super) fn quiet_from(&self) -> Micros {
+        if let Some(http) = &self.plan.http {
+            return http.quiet_from;
+        }
         if self.plan.recovers { self.plan.end - QUIET } else { self.plan.end }
     }
 }

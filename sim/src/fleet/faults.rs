@@ -53,6 +53,8 @@ impl World {
             Fault::LyingDirectory => self.registry.lies = true,
             Fault::Limits { percent, pause } => self.roll_out(percent, pause),
             Fault::Crowd { slot } => self.crowd(slot),
+            Fault::UpstreamAway { upstream, only_answers } => self.cut_upstream(upstream, only_answers, true),
+            Fault::UpstreamFails { upstream, with } => self.fail_upstream(upstream, with),
             fault => self.begin_death(fault),
         }
     }
@@ -121,6 +123,8 @@ impl World {
             Fault::StaleDirectory(_) => self.registry.stale = 0,
             Fault::LyingDirectory => self.registry.lies = false,
             Fault::Scale { .. } => self.scale(self.plan.slots),
+            Fault::UpstreamAway { upstream, only_answers } => self.cut_upstream(upstream, only_answers, false),
+            Fault::UpstreamFails { upstream, .. } => self.fail_upstream(upstream, ""),
             _ => {}
         }
     }

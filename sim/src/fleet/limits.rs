@@ -23,6 +23,9 @@ impl World {
 
     /// What a limiter is built of, or reconfigured to.
     pub(super) fn deployments(&self, version: usize) -> Builder {
+        if let Some(builder) = self.pods.as_ref().and_then(|pods| pods.configured()) {
+            return builder;
+        }
         let guarded = self.options.canary != Some(Canary::NoEdgeGuard);
         let edge = if guarded { self.plan.edge } else { Duration::ZERO };
         let mode = canary::mode(self.options.canary, self.plan.mode);

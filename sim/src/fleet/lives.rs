@@ -165,7 +165,8 @@ impl World {
             return;
         }
         self.replicas[replica].leaving = Some(self.at);
-        if self.replicas[replica].process.as_ref().is_some_and(|process| !process.parked.is_empty()) {
+        let has_parked = self.replicas[replica].process.as_ref().is_some_and(|process| !process.parked.is_empty());
+        if has_parked || self.has_parked_callers(replica) {
             self.reach("parked while the pod left");
         }
         self.trace.note(&[6, replica as u64]);
@@ -197,6 +198,7 @@ impl World {
     /// A process ends. What it held is gone; what it reserved stays charged.
     pub(super) fn die(&mut self, replica: usize) {
         let left_behind = self.rights_of(replica);
+        self.note_charges(replica);
         let incarnation = &mut self.replicas[replica];
         if incarnation.process.take().is_none() {
             return;

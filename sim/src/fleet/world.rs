@@ -137,7 +137,7 @@ impl World {
             told: BTreeMap::new(),
             registry: Registry::default(),
             links: Links::default(),
-            pods: (plan.layer == Layer::Turmoil).then(|| Box::new(Pods::new(&plan))),
+            pods: (plan.layer == Layer::Turmoil).then(|| Box::new(Pods::new(&plan, options.canary))),
             boundary: Boundary::new(options.canary),
             arrivals: Arrivals::new(plan.workload.clone(), plan.seed),
             waits: Vec::new(),
@@ -209,6 +209,9 @@ impl World {
             self.check_end();
         }
         self.oracle.finish();
+        if let Some(windows) = self.windows_of_upstreams() {
+            self.oracle.figures.windows = windows;
+        }
         if self.plan.mode != Mode::Strict && self.oracle.figures.overshoot_max > 0 {
             self.reach("over the limit, as the mode allows");
         }

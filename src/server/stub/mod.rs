@@ -13,7 +13,7 @@
 //! | `x-stub-prompt-tokens`, `x-stub-completion-tokens` | the tokens used |
 //! | `x-stub-cached-tokens` | how many of the prompt's were read from the cache |
 //! | `x-stub-first-byte-ms`, `x-stub-body-ms` | from the request's last byte to the first byte, and from there to the end |
-//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `529`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `negative-usage`, `absurd-usage`, `gzip` (says so; it is not), `html` (the wrong content type), `error-event` (a stream's last), `cut` (in mid-stream) or `hang` (no first byte) |
+//! | `x-stub-fault` | `400`, `404`, `429`, `500`, `503`, `529`, `redirect`, `garbage`, `no-usage`, `zero-usage`, `negative-usage`, `absurd-usage`, `gzip` (says so; it is not), `html` (the wrong content type), `error-event` (a stream's last), `cut` (in mid-stream), `stall` (a stream that goes silent in the middle) or `hang` (no first byte) |
 //!
 //! The query's `fault` does what `x-stub-fault` does, for one of several bases.
 
@@ -91,6 +91,8 @@ pub struct Stub {
     behaviour: Behaviour,
     /// Tells when a request arrives.
     clock: Box<dyn Clock>,
+    /// What becomes of requests that do not say it.
+    fault: Mutex<&'static str>,
     ledger: Mutex<Ledger>,
 }
 
@@ -107,7 +109,16 @@ impl Stub {
 
     /// Returns a stub that takes the time of arrivals from this clock.
     pub fn with_clock(behaviour: Behaviour, clock: impl Clock) -> Arc<Self> {
-        Arc::new(Self { behaviour, clock: Box::new(clock), ledger: Mutex::default() })
+        Arc::new(Self { behaviour, clock: Box::new(clock), fault: Mutex::default(), ledger: Mutex::default() })
+    }
+
+    /// From now on this becomes of requests that do not say it themselves; nothing bad if empty.
+    pub fn fail(&self, fault: &'static str) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+
+    fn fault(&self) -> String {
+        (*self.fault.lock().unwrap_or_else(PoisonError::into_inner)).to_owned()
     }
 
     /// Returns what it was sent so far, by the begin of handling; of a long run the latest.
@@ -121,7 +132,8 @@ impl Stub {
         let shaped = |shape: Shape| {
             post(move |State(stub): State<Arc<Self>>, uri: Uri, headers: HeaderMap, body: Body| async move {
                 let fault = text(&headers, "x-stub-fault").or_else(|| fault_in(uri.query()?));
-                stub.serve(shape, &fault.unwrap_or_default(), headers, body).await
+                let fault = fault.unwrap_or_else(|| stub.fault());
+                stub.serve(shape, &fault, headers, body).await
             })
         };
         Router::new()
@@ -171,7 +183,7 @@ impl Stub {
         }
         let answer = Answer::new(&exchange, fault);
         if exchange.stream || fault == "cut" {
-            return streamed(open, answer, arrived + first_byte, rest, fault == "cut");
+            return streamed(open, answer, arrived + first_byte, rest, fault);
         }
         due(arrived + first_byte + rest).await;
         let body = if fault == "garbage" { "<html>no JSON here".to_owned() } else { answer.whole() };
@@ -230,13 +242,14 @@ impl Drop for OpenRecord {
 }
 
 /// Returns the answer in pieces, the first now and the last after `rest`.
-fn streamed(mut open: OpenRecord, answer: Answer, start: Instant, rest: Duration, cut: bool) -> Response<Body> {
+fn streamed(mut open: OpenRecord, answer: Answer, start: Instant, rest: Duration, fault: &str) -> Response<Body> {
     let (tx, rx) = mpsc::channel::<Result<Bytes, std::io::Error>>(4);
     let pieces = answer.pieces();
     let content_type = answer.content_type();
+    let (cut, stall) = (fault == "cut", fault == "stall");
     tokio::spawn(async move {
         let last = u32::try_from(pieces.len().saturating_sub(1).max(1)).unwrap_or(u32::MAX);
-        let stop = if cut { pieces.len() / 2 } else { pieces.len() };
+        let stop = if cut || stall { pieces.len() / 2 } else { pieces.len() };
         for (i, piece) in pieces.into_iter().take(stop.max(1)).enumerate() {
             let share = rest * u32::try_from(i).unwrap_or(u32::MAX) / last;
             let at = start + share;
@@ -259,6 +272,10 @@ fn streamed(mut open: OpenRecord, answer: Answer, start: Instant, rest: Duration
             if tx.send(Ok(piece.bytes)).await.is_err() {
                 return;
             }
+        }
+        if stall {
+            // The caller's patience ends this.
+            return tx.closed().await;
         }
         if cut {
             // Due when the next piece would be, so that what came before is on its way.

@@ -9,6 +9,7 @@
 //! A step is a millisecond: first the world does what falls into it, then every pod runs
 //! until it waits for something, then the world carries what they sent.
 
+mod http;
 mod net;
 mod observe;
 mod tamper;
@@ -18,25 +19,30 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use quotum::Limiter;
 use quotum::cluster::{Cluster, ClusterConfig, KeyRing, Seeds};
 use quotum::ledger::{Directory, ReplicaId};
+use quotum::{Builder, Limiter};
 use tokio::sync::mpsc;
 
+use self::http::{Site, Web};
 use self::net::{PodNet, Wire};
 use super::directory::PORT;
 use super::network::{Bytes, Datagram};
 use super::replica::{Drive, EPOCH_MS};
 use super::world::World;
 use crate::Micros;
+use crate::canary::Canary;
 use crate::scenario::Plan;
 
 /// All pods of a run, dead ones too.
 pub(super) struct Pods {
     sim: turmoil::Sim<'static>,
     wire: Wire,
+    /// What is around the pods' proxies, if they have one.
+    web: Option<Web>,
     /// What the next process of each host is started with.
     hosts: BTreeMap<IpAddr, Rc<RefCell<Option<Start>>>>,
 }
@@ -46,6 +52,8 @@ struct Start {
     limiter: Limiter,
     config: ClusterConfig,
     net: PodNet,
+    /// What it serves callers with, if it does.
+    site: Option<Site>,
     orders: mpsc::UnboundedReceiver<Order>,
     seen: Rc<Seen>,
 }
@@ -77,7 +85,7 @@ struct Seen {
     /// Why it could not join.
     failed: RefCell<Option<String>>,
     /// What it is part of, to be asked for its counts.
-    cluster: RefCell<Option<Rc<Cluster>>>,
+    cluster: RefCell<Option<Arc<Cluster>>>,
     /// How many of the plan's key rings it has been given.
     rings: Cell<usize>,
     /// Since when its failure detector does not run.
@@ -105,15 +113,24 @@ impl Pod {
 }
 
 impl Pods {
-    pub(super) fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &Plan, canary: Option<Canary>) -> Self {
         let epoch = UNIX_EPOCH + Duration::from_millis(EPOCH_MS) + Duration::from_micros(plan.phase);
-        let sim = turmoil::Builder::new()
+        let mut sim = turmoil::Builder::new()
             .epoch(epoch)
             .rng_seed(plan.seed)
             .tick_duration(Duration::from_micros(step_of(plan)))
             .simulation_duration(Duration::from_micros(plan.end) + Duration::from_secs(1))
+            .min_message_latency(LATENCY.0)
+            .max_message_latency(LATENCY.1)
+            .tcp_capacity(TCP_CAPACITY)
             .build();
-        Self { sim, wire: Wire::default(), hosts: BTreeMap::new() }
+        let web = Web::new(plan, canary, &mut sim);
+        Self { sim, wire: Wire::default(), web, hosts: BTreeMap::new() }
+    }
+
+    /// What limiters are built of, where the pods have a configuration.
+    pub(super) fn configured(&self) -> Option<Builder> {
+        self.web.as_ref().map(Web::builder)
     }
 
     /// Starts a process.
@@ -122,7 +139,8 @@ impl Pods {
         let (orders, received) = mpsc::unbounded_channel();
         let seen = Rc::new(Seen::default());
         let net = PodNet { wire: self.wire.clone(), ip, replica };
-        let start = Start { limiter, config, net, orders: received, seen: Rc::clone(&seen) };
+        let site = self.web.as_ref().map(Web::site);
+        let start = Start { limiter, config, net, site, orders: received, seen: Rc::clone(&seen) };
         if let Some(next) = self.hosts.get(&ip) {
             *next.borrow_mut() = Some(start);
             self.sim.bounce(ip);
@@ -131,6 +149,7 @@ impl Pods {
             self.hosts.insert(ip, Rc::clone(&next));
             self.sim.host(ip, move || process(next.take()));
         }
+        self.link_upstreams(ip);
         Pod { orders, seen, told_to_leave: Cell::new(false) }
     }
 
@@ -159,24 +178,43 @@ impl fmt::Debug for Pods {
     }
 }
 
-/// A pod's process: `quotum serve` without its server.
+/// A pod's process: `quotum serve` without its files and signals, and without its server where
+/// nobody asks that.
 async fn process(start: Option<Start>) -> turmoil::Result {
-    let Some(Start { limiter, config, net, mut orders, seen }) = start else {
+    let Some(Start { limiter, config, net, site, mut orders, seen }) = start else {
         return Ok(());
     };
     let cluster = match Cluster::join(&limiter, config, net).await {
-        Ok(cluster) => Rc::new(cluster),
+        Ok(cluster) => Arc::new(cluster),
         Err(error) => {
             *seen.failed.borrow_mut() = Some(error.to_string());
             return Ok(());
         }
     };
-    *seen.cluster.borrow_mut() = Some(Rc::clone(&cluster));
+    *seen.cluster.borrow_mut() = Some(Arc::clone(&cluster));
+    let mut serving = None;
+    if let Some(site) = site {
+        match site.serve(&limiter, &cluster).await {
+            Ok(served) => serving = Some(served),
+            Err(why) => {
+                *seen.failed.borrow_mut() = Some(why);
+                return Ok(());
+            }
+        }
+    }
     seen.me.set(Some(cluster.me()));
     while let Some(order) = orders.recv().await {
         match order {
+            // Who serves hands over in its time.
+            Order::HandOver if serving.is_some() => {}
             Order::HandOver => cluster.hand_over().await,
             Order::Leave => {
+                if let Some(serving) = serving.take() {
+                    serving.leave().await;
+                    seen.left.set(true);
+                    // Its sockets close when the process is taken down.
+                    return std::future::pending().await;
+                }
                 cluster.leave().await;
                 seen.left.set(true);
                 return Ok(());
@@ -230,6 +268,7 @@ impl World {
         for replica in &alive {
             self.set_clock(*replica);
         }
+        self.set_web_clock();
         let Some(pods) = &mut self.pods else { return };
         if let Err(error) = pods.sim.step() {
             self.oracle.violated(self.at, "nothing panics", || error.to_string());
@@ -252,6 +291,7 @@ impl World {
             // Whoever asked may be dead by now.
             let _ = question.answer.send(answer);
         }
+        self.listen_to_callers();
         for replica in alive {
             self.serve_woken(replica);
             self.look_at(replica);
@@ -274,6 +314,12 @@ impl World {
         self.line(Some(replica), || format!("is {id}"));
     }
 }
+
+/// How long a segment of TCP is on its way.
+const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(3));
+
+/// How many segments a connection holds, and how many connections a port that are not accepted.
+const TCP_CAPACITY: usize = 256;
 
 /// How long a step is: what tokio's timers can tell apart.
 const STEP: Micros = 1_000;
