@@ -17,7 +17,7 @@ use self::plot::{Labels, Row, Series, lines, rows};
 use self::study::{Point, SEEDS, carry_out};
 use crate::catalogue::studies::{SLOTS, STUDIES, Study, Way};
 use crate::report::Summary;
-use crate::scenario::{Promise, Scenario};
+use crate::scenario::{Layer, Promise, Scenario};
 
 /// What was swept.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct Swept<'a> {
     pub(crate) command: String,
 }
 
-/// Writes `index.html` and its plots, each a file of its own too, into a folder. Returns the
-/// page's path.
+/// Writes `index.html` into a folder, with its plots inside, and those of overshoot as files, too, because
+/// docs/guarantees.md shows them. Returns the page's path.
 ///
 /// # Errors
 ///
@@ -79,12 +79,38 @@ impl Page<'_> {
             swept.hash,
             escaped(&swept.command),
         );
+        self.layers(swept.scenarios);
         let failed = swept.scenarios.iter().flat_map(|(scenario, summary)| {
             summary.failed.iter().map(move |seed| format!("{}-{seed}.txt", scenario.name))
         });
         for file in failed {
             let _ = write!(self.body, "<p class=\"broken\"><a href=\"{file}\">{file}</a></p>");
         }
+    }
+
+    /// Says what each layer plays, how much of it was played and how fast.
+    fn layers(&mut self, swept: &[(&Scenario, Summary)]) {
+        self.body.push_str("<ul>");
+        for (layer, plays) in [
+            (Layer::Events, "ledgers alone, in one queue of events"),
+            (
+                Layer::Turmoil,
+                "whole pods: the product's own cluster loop, chitchat and sealed frames over simulated UDP",
+            ),
+        ] {
+            let of_layer =
+                || swept.iter().filter(|(scenario, _)| scenario.layer() == layer).map(|(_, summary)| summary);
+            let (scenarios, seeds) = (of_layer().count(), of_layer().map(|summary| summary.seeds).sum::<u64>());
+            let wall = of_layer().map(|summary| summary.wall_seconds).sum::<f64>().max(1e-3);
+            let _ = write!(
+                self.body,
+                "<li><code>{}</code> ({plays}): {scenarios} scenarios, {} seeds, {:.1} seeds a second</li>",
+                layer.name(),
+                grouped(seeds),
+                seeds as f64 / wall,
+            );
+        }
+        self.body.push_str("</ul>");
     }
 
     fn study(&mut self, study: &Study) -> Result<(), Box<dyn Error>> {
@@ -105,7 +131,9 @@ impl Page<'_> {
             ways.iter().enumerate().map(of).collect()
         };
         let over = Labels { x: study.axis, y: "over the limit, %", is_logarithmic: true };
-        self.picture(&format!("overshoot-{}", study.name), lines(over, &series(|point| point.over_mean))?)?;
+        let overshoot = lines(over, &series(|point| point.over_mean))?;
+        fs::write(self.folder.join(format!("overshoot-{}.svg", study.name)), &overshoot)?;
+        self.picture(&overshoot);
         self.body.push_str("<table><tr><th>over the limit, mean (most), %</th>");
         for value in study.values {
             let _ = write!(self.body, "<th>{value}</th>");
@@ -122,7 +150,8 @@ impl Page<'_> {
             .push_str("</table><p>And what is admitted, of what a counter would that knows everything at once:</p>");
         let admitted = Labels { x: study.axis, y: "admitted, % of a central counter", is_logarithmic: false };
         let without_isolated: Vec<Series> = series(|point| point.admitted).into_iter().skip(1).collect();
-        self.picture(&format!("admitted-{}", study.name), lines(admitted, &without_isolated)?)
+        self.picture(&lines(admitted, &without_isolated)?);
+        Ok(())
     }
 
     fn efficiency(&mut self, swept: &[(&Scenario, Summary)]) -> Result<(), Box<dyn Error>> {
@@ -140,7 +169,8 @@ impl Page<'_> {
              the same arrivals. Dot: mean of the seeds; bar: least to most; tick: what a sweep of 50 seeds and more \
              requires.</p>",
         );
-        self.picture("efficiency", rows("of a central counter", 0.5..1.1, &measured)?)
+        self.picture(&rows("of a central counter", 0.5..1.1, &measured)?);
+        Ok(())
     }
 
     fn waits(&mut self, swept: &[(&Scenario, Summary)]) -> Result<(), Box<dyn Error>> {
@@ -161,13 +191,9 @@ impl Page<'_> {
             "<h2>Waits</h2><p>The share of admitted requests that waited for rights longer than so long. The others were \
              admitted at once. Requests may wait 20 ms here, 50 ms in <code>hundred</code>.</p>",
         );
-        self.picture(
-            "waits",
-            lines(
-                Labels { x: "waited longer than, ms", y: "of admitted requests, %", is_logarithmic: false },
-                &series,
-            )?,
-        )
+        let labels = Labels { x: "waited longer than, ms", y: "of admitted requests, %", is_logarithmic: false };
+        self.picture(&lines(labels, &series)?);
+        Ok(())
     }
 
     fn bounds(&mut self, swept: &[(&Scenario, Summary)]) -> Result<(), Box<dyn Error>> {
@@ -188,7 +214,8 @@ impl Page<'_> {
              the promise, each have a stated bound (docs/guarantees.md). The worst window of all seeds, as a part of it: \
              more than 1 is a violation, far less would prove little.</p>",
         );
-        self.picture("bounds", rows("worst / bound", 0.0..1.05, &bounded)?)
+        self.picture(&rows("worst / bound", 0.0..1.05, &bounded)?);
+        Ok(())
     }
 
     fn coverage(&mut self, swept: &[(&Scenario, Summary)]) -> Result<(), Box<dyn Error>> {
@@ -215,14 +242,14 @@ impl Page<'_> {
                  happened at least once. Tick: what a sweep requires.</p>",
                 summary.seeds, scenario.name
             );
-            self.picture("coverage", rows("of seeds", 0.0..1.0, &all)?)?;
+            self.picture(&rows("of seeds", 0.0..1.0, &all)?);
         }
         Ok(())
     }
 
     fn table(&mut self, swept: &[(&Scenario, Summary)]) {
         self.body.push_str(
-            "<h2>Every scenario</h2><table><tr><th>scenario</th><th>seeds</th><th>seeds/s</th><th>simulated s / s</th>\
+            "<h2>Every scenario</h2><table><tr><th>scenario</th><th>layer</th><th>seeds</th><th>seeds/s</th><th>simulated s / s</th>\
              <th>windows</th><th>violations</th><th>efficiency</th><th>wrongly refused, %</th><th>of bound</th>\
              <th>what it is</th></tr>",
         );
@@ -232,8 +259,9 @@ impl Page<'_> {
             let wall = summary.wall_seconds.max(1e-3);
             let _ = write!(
                 self.body,
-                "<tr><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
                 scenario.name,
+                scenario.layer().name(),
                 grouped(summary.seeds),
                 summary.seeds as f64 / wall,
                 grouped((summary.simulated_seconds / wall) as u64),
@@ -248,11 +276,9 @@ impl Page<'_> {
         self.body.push_str("</table>");
     }
 
-    /// Puts a plot on the page, and beside it for whoever wants to show it elsewhere.
-    fn picture(&mut self, name: &str, svg: String) -> Result<(), Box<dyn Error>> {
-        fs::write(self.folder.join(format!("{name}.svg")), &svg)?;
+    /// Puts a plot on the page.
+    fn picture(&mut self, svg: &str) {
         let _ = write!(self.body, "<figure>{svg}</figure>");
-        Ok(())
     }
 }
 
@@ -310,7 +336,7 @@ mod tests {
         summary.failed.push(7);
         let folder = tempfile::tempdir().expect("a folder");
         let mut page = Page { folder: folder.path(), body: String::new() };
-        let scenarios = [(healthy, summary)];
+        let scenarios = [(healthy, summary), (scenario("pods-hundred").expect("it exists"), Summary::default())];
         page.head(&Swept { scenarios: &scenarios, violations: 1, hash: 3, command: "a < b".to_owned() });
         page.efficiency(&scenarios).expect("it can be drawn");
         page.waits(&scenarios).expect("it can be drawn");
@@ -319,7 +345,11 @@ mod tests {
         assert!(place("<p class=\"broken\">1 violations") < place("healthy-7.txt"));
         assert!(place("healthy-7.txt") < place("<svg"));
         assert!(page.body.contains("<code>a &lt; b</code>"));
-        assert!(folder.path().join("efficiency.svg").exists() && folder.path().join("waits.svg").exists());
+        for layer in ["<code>events</code> (", "<code>turmoil</code> (", "<td>events</td>", "<td>turmoil</td>"] {
+            place(layer);
+        }
+        let files = fs::read_dir(folder.path()).expect("it is there").count();
+        assert_eq!(files, 0, "the plots are inside the page");
     }
 
     #[test]

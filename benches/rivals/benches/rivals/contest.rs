@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use limitador::limit::{Context, Limit, Namespace};
+use limitador::reservation::ReservationId;
 use quotum::cluster::discovery::{Answer, Scripted};
 use quotum::cluster::{Cluster, ClusterConfig, Seeds, UdpNet};
 use quotum::ledger::Directory;
@@ -29,6 +30,8 @@ pub(crate) enum Held {
     /// Of that window.
     Of(u64),
     Permit(Permit<'static>),
+    /// By limitador's id.
+    Reserved(Option<ReservationId>),
 }
 
 /// A fleet that decides.
@@ -114,8 +117,8 @@ impl Rival {
                 })
             }
             Self::Limitador { namespace, pods } => {
-                let answer = pods[pod].check_rate_limited_and_update(namespace, &Context::default(), tokens);
-                answer.is_ok_and(|answer| !answer.limited).then_some(Held::Nothing)
+                let answer = pods[pod].reserve(namespace, &Context::default(), tokens, None).ok()?;
+                (!answer.limited).then_some(Held::Reserved(answer.reservation_id))
             }
             Self::Redis { pods, open, .. } => match pods[pod].reserve(window, LIMIT, tokens, keep).await {
                 Ok(fits) => fits.then_some(Held::Of(window)),
@@ -138,8 +141,12 @@ impl Rival {
                 }
             }
             (Self::Redis { pods, .. }, Held::Of(window)) => pods[pod].give_back(window, reserved - used),
+            (Self::Limitador { namespace, pods }, Held::Reserved(id)) => {
+                // It fails only for storage that is elsewhere.
+                let _ = pods[pod].commit_reservation(namespace, &Context::default(), id.as_ref(), used);
+            }
             (_, Held::Permit(permit)) => permit.settle(used),
-            (_, Held::Of(_) | Held::Nothing) => {}
+            (_, Held::Of(_) | Held::Nothing | Held::Reserved(_)) => {}
         }
     }
 
