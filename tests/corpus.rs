@@ -1,7 +1,7 @@
 //! What the fuzzer found worth keeping, replayed, and changed a little at random: no decoder of
 //! anything from outside panics, hangs or believes what cannot be.
 
-#![cfg(feature = "server")]
+#![cfg(all(feature = "server", feature = "kube"))]
 #![allow(missing_docs)]
 
 use std::fs;
@@ -94,6 +94,16 @@ fn any_fragments_are_put_together_or_dropped() {
 #[test]
 fn any_messages_of_a_key_holder_are_read_or_refused() {
     attack("row", decoders::row);
+}
+
+#[test]
+fn any_config_file_is_understood_or_refused() {
+    attack("config", decoders::config);
+}
+
+#[test]
+fn any_word_of_an_api_server_is_a_listing_or_a_proof_or_nothing() {
+    attack("kube", decoders::kube);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The decoders of what comes over the network, each with what must hold of any bytes.
+//! The decoders of what comes from outside, over the network and in files, each with what must hold of any bytes.
 //!
 //! Knows how bytes become something. Must not know where they came from: the fuzzer makes them
 //! up, `tests/corpus.rs` reads and changes those that it kept. The invariant of every function:
@@ -13,7 +13,7 @@ use quotum::cluster::wire::{self, WIRE_VERSION};
 use quotum::layer::{
     AnthropicMessages, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses, Report,
 };
-use quotum::ledger::{Contact, Directory, ReplicaId, RosterSettings, Slot, Timestamp};
+use quotum::ledger::{Contact, Directory, Gone, ReplicaId, RosterSettings, Slot, Timestamp};
 use quotum::{Claim, Clock, Limiter, Quota};
 
 const NOW: Timestamp = Timestamp::from_unix_ms(1_763_856_065_000);
@@ -112,5 +112,28 @@ pub fn usage(bytes: &[u8]) {
         if let Ok(call) = dialect.call(Bytes::copy_from_slice(bytes)) {
             assert!(call.choices > 0 && !call.body.is_empty());
         }
+    }
+}
+
+/// A config file, ours or LiteLLM's: understood or refused with a place, and shown without secrets.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    // It may name files, and some of those of a machine never end.
+    if text.contains("/dev") || text.contains("/proc") || text.contains("/sys") {
+        return;
+    }
+    match quotum::config::parse(text, "fuzz.yaml", &|_| None, &quotum::config::Flags::default()) {
+        Ok(config) => assert!(!config.deployments.is_empty()),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// An API server's list of pods, and the lines of a watch: a proof names an address that a pod had, and an instant.
+pub fn kube(bytes: &[u8]) {
+    let answer = quotum::cluster::discovery::kube::read(bytes, 7946);
+    assert!(answer.listed.iter().flatten().all(|addr| addr.port() == 7946));
+    for gone in answer.gone {
+        let Gone::Address { addr, started_by } = gone else { panic!("an API server knows no ids of replicas") };
+        assert!(addr.port() == 7946 && started_by.unix_ms() > 0);
     }
 }

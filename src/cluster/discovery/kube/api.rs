@@ -167,8 +167,7 @@ impl Api {
         let answer = self.get("list", "").await?;
         let body = tokio::time::timeout(PATIENCE, Limited::new(answer.into_body(), MAX_LIST).collect()).await;
         let body = body.map_err(|_| away("a list that does not end"))?.map_err(away)?.to_bytes();
-        let list: List = serde_json::from_slice(&body).map_err(away)?;
-        Ok((list.items, list.metadata.resource_version))
+        read_list(&body)
     }
 
     /// Begins to watch from this version on.
@@ -231,7 +230,14 @@ impl Watch {
     }
 }
 
-fn read(line: &[u8]) -> Result<Said, ApiError> {
+/// Reads a list: its pods, and the version of that.
+pub(super) fn read_list(body: &[u8]) -> Result<(Vec<Pod>, String), ApiError> {
+    let list: List = serde_json::from_slice(body).map_err(away)?;
+    Ok((list.items, list.metadata.resource_version))
+}
+
+/// Reads a line of a watch.
+pub(super) fn read(line: &[u8]) -> Result<Said, ApiError> {
     let line: Line = serde_json::from_slice(line).map_err(away)?;
     let pod = || serde_json::from_str::<Pod>(line.object.get()).map_err(away);
     match line.r#type.as_str() {

@@ -39,6 +39,24 @@ const MEANWHILE: &str = "the headless name goes on alone: newcomers are seen wit
 /// How long events are gathered before they are told: an update of a pod comes in several.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// Returns what is known of the pods after an API server has said this: a list, or else lines of a watch, up to the
+/// first that is neither. For whoever attacks the decoder; `ask` reads the same way.
+#[doc(hidden)]
+pub fn read(bytes: &[u8], port: u16) -> Answer {
+    let mut pods = Pods::new(port);
+    if let Ok((list, _)) = api::read_list(bytes) {
+        pods.list(list);
+    }
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        match api::read(line) {
+            Ok(Said::Event(event, _)) => _ = pods.take(event),
+            Ok(Said::Bookmark(_) | Said::End) => {}
+            Err(_) => break,
+        }
+    }
+    pods.answer()
+}
+
 /// The pods of a fleet on Kubernetes.
 pub struct Kube<N> {
     api: Api,
