@@ -7,8 +7,8 @@
 //! what was admitted, by windows. Prints the Markdown table that docs/rivals.md quotes.
 //!
 //! Redis is the distribution's `redis-server` on loopback, one pipelined connection a pod; its
-//! rows say SKIPPED where it is not installed. limitador's distributed store is not here: its
-//! build runs `protoc`, which a Rust toolchain does not bring.
+//! rows say SKIPPED where it is not installed. limitador's distributed store is not here:
+//! docs/rivals.md says why, and what a copy of it did.
 
 mod contest;
 mod redis;
