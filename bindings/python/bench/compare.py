@@ -234,16 +234,19 @@ def latency(requests: int) -> None:
         took: dict[str, list[float]] = {name: [] for name in proxies}
         with httpx.Client(trust_env=False, timeout=30.0) as client:
             for number in range(requests + 50):
-                for name, proxy in proxies.items():
+                # Neither always comes first.
+                for name, proxy in sorted(proxies.items(), reverse=bool(number % 2)):
                     begun = time.perf_counter()
                     client.post(f"{proxy.url}/v1/chat/completions", json=body, headers=headers).raise_for_status()
                     if number >= 50:
                         took[name].append((time.perf_counter() - begun) * 1_000)
         halves = {name: statistics.quantiles(times, n=100) for name, times in took.items()}
+        pairs = statistics.quantiles((b - a for a, b in zip(took["plain"], took["callback"])), n=4)
         print(json.dumps({
             "requests": requests,
             **{f"{name}_ms": {"p50": round(cut[49], 2), "p99": round(cut[98], 2)} for name, cut in halves.items()},
             "callback_adds_ms_p50": round(halves["callback"][49] - halves["plain"][49], 2),
+            "pair_by_pair_ms": {"p25": round(pairs[0], 2), "p50": round(pairs[1], 2), "p75": round(pairs[2], 2)},
         }))  # fmt: skip
     finally:
         for proxy in proxies.values():
