@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use quotum::telemetry::classic;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
@@ -81,9 +82,14 @@ async fn readyz(State((_, book)): Owned) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State((shared, book)): Owned) -> impl IntoResponse {
-    let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, form)], shared.metrics(&book))
+async fn metrics(State((shared, book)): Owned, headers: HeaderMap) -> impl IntoResponse {
+    let metrics = shared.metrics(&book);
+    let accept = headers.get_all(ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    if accept.into_iter().any(|accept| accept.contains("application/openmetrics-text")) {
+        ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics)
+    } else {
+        ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], classic(&metrics))
+    }
 }
 
 async fn status(State((shared, book)): Owned) -> impl IntoResponse {

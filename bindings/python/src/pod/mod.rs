@@ -147,7 +147,11 @@ impl Shared {
     }
 
     fn metrics(&self, book: &Book) -> String {
-        let stats = self.cluster().map(|cluster| cluster.stats());
+        let cluster = self.cluster();
+        if let Some(cluster) = &cluster {
+            self.telemetry.fell_back(cluster.fallback().is_some());
+        }
+        let stats = cluster.map(|cluster| cluster.stats());
         self.telemetry.carried(stats.as_ref().map(traffic).unwrap_or_default());
         let rejected = stats.map(|stats| stats.frames_rejected).unwrap_or_default();
         self.telemetry.render(&book.limiter().status(), &BTreeMap::new(), &rejected)
@@ -156,6 +160,15 @@ impl Shared {
     fn status(&self, book: &Book) -> String {
         let mut shown = telemetry::status_json(&book.limiter().status());
         let workers = self.workers.load(Ordering::Relaxed) + 1;
+        let fallback = self.cluster().and_then(|cluster| cluster.fallback());
+        shown["discovery_fallback"] = json!(fallback.map(|fallback| {
+            json!({
+                "since_unix_ms": fallback.since.unix_ms(),
+                "why": fallback.why,
+                "meanwhile": fallback.meanwhile,
+                "resolve": fallback.resolve,
+            })
+        }));
         shown["pod"] =
             json!({"owner": std::process::id(), "workers": workers, "open": book.open(), "late": book.late_ones()});
         shown.to_string()

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fleet import Proxy, Stub, config, deployment, free_ports, until
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 MESSAGES = [{"role": "user", "content": "Say something."}]
 CHAT = {"model": "gpt", "messages": MESSAGES, "max_tokens": 300}
@@ -234,6 +235,11 @@ def test_the_metrics_stand_in_litellms_own_endpoint(pod):
     pod.proxy.post("/v1/chat/completions", CHAT, **use(50, 120))
     until(lambda: pod.status()["pod"]["open"] == 0)
     own = httpx.get(f"http://127.0.0.1:{pod.admin}/metrics", timeout=10.0).text
+    assert "# TYPE quotum_admitted_total counter" in own and "# EOF" not in own
+    strict = {"accept": "application/openmetrics-text; version=1.0.0"}
+    strict_text = httpx.get(f"http://127.0.0.1:{pod.admin}/metrics", headers=strict, timeout=10.0).text
+    names = {family.name for family in text_string_to_metric_families(strict_text)}
+    assert {"quotum_admitted", "quotum_estimate_error"} <= names
     theirs = httpx.get(f"{pod.proxy.url}/metrics/", timeout=10.0).text
     for text in (own, theirs):
         assert re.search(r'^quotum_limit\{deployment="gpt",unit="tokens",[^}]*\} 1(0000000|e\+07|\.0e\+07)', text, re.M), text
