@@ -27,6 +27,7 @@ use self::callers::{Ask, Heard, Told};
 use self::judge::{Judge, Sent};
 use self::net::{Dial, PORT, Port};
 use crate::canary::Canary;
+use crate::fault::Fault;
 use crate::fleet::lives::DEPLOYMENT;
 use crate::fleet::replica::{Process, SharedClock};
 use crate::fleet::world::World;
@@ -105,7 +106,8 @@ impl Web {
         });
         let config = config::parse(&written(plan, &http), "plan", &|_| None, &Flags::default());
         let config = config.unwrap_or_else(|error| panic!("a plan's configuration is one: {error}"));
-        let judge = Judge::new(plan.quotas[0], plan.edge.as_millis() as u64);
+        let loses = plan.faults.iter().any(|scheduled| matches!(scheduled.fault, Fault::UpstreamAway { .. }));
+        let judge = Judge::new(plan.quotas[0], plan.edge.as_millis() as u64, loses);
         let (config, rng) = (Arc::new(config), Rng::stream(plan.seed, "http"));
         Some(Self { plan: http, config, canary, clock, upstreams, asks, told, judge, rng, away: Vec::new() })
     }
