@@ -128,6 +128,36 @@ fn a_directory_answer_without_my_own_address_does_not_count() {
     assert!(fleet.pods[pod].joined().is_some());
 }
 
+/// The address of a restarted process is listed before it starts. So an answer that contains it may
+/// be too old to list a third one, which knows the earlier process only.
+#[test]
+fn a_stale_answer_at_an_address_used_before_is_not_the_last_look() {
+    let wait = RosterSettings { first_window: FirstWindow::Wait, on_silence: OnSilence::Closed, ..settings() };
+    let mut fleet = Fleet::new(quota(), START + 30_000);
+    fleet.start(1, Directory::Name, wait);
+    fleet.list(0, &[address(1)]);
+    fleet.start(0, Directory::Name, wait);
+    fleet.list(1, &[address(0), address(1)]);
+    fleet.run(3);
+    fleet.pods[0].limiter.with_ledger(|ledger, now| ledger.leave(now));
+    fleet.run(1);
+    fleet.kill(0);
+    fleet.start(1, Directory::Name, wait);
+    // As it was before the second process registered.
+    fleet.list(2, &[address(1)]);
+    fleet.run(1);
+    // From now on the two cannot hear one another.
+    fleet.cut.extend([(1, 2), (2, 1)]);
+    fleet.list(2, &[address(0), address(1)]);
+    fleet.run_until(START + MINUTE + 1_000);
+    assert_eq!(fleet.drain_all(10), LIMIT);
+    assert_eq!(fleet.pods[2].joined(), None, "it waits for the one that it was not told of at first");
+    fleet.cut.clear();
+    fleet.run_until(START + 2 * MINUTE + 1_000);
+    assert_eq!(fleet.drain_all(10), LIMIT);
+    assert!(fleet.pods[2].joined().is_some());
+}
+
 #[test]
 fn three_pods_cold_started_with_answers_that_lag_never_go_over() {
     let mut fleet = Fleet::new(quota(), START + 1_000);
@@ -464,7 +494,7 @@ fn to_forget_a_dead_process_says_nothing_about_who_is_listed_at_its_address() {
     // Found by the model check: d dies unjoined, k starts in its slot and joins alone; p lists
     // the address, hears d's old letter, and an operator forgets d, rightly. k is alive.
     let mut fleet = Fleet::new(quota(), START + 1_000);
-    let wait = RosterSettings { first_window: FirstWindow::Wait, ..settings() };
+    let wait = RosterSettings { first_window: FirstWindow::Wait, on_silence: OnSilence::Closed, ..settings() };
     let d = fleet.start(0, Directory::Name, wait);
     let announced = fleet.pods[d].limiter.with_ledger(|ledger, _| ledger.roster_message());
     fleet.kill(d);

@@ -1,8 +1,8 @@
 //! Looking at the directory, waiting for answers, joining, giving up.
 //!
 //! Knows who is listed and who has answered. Must not know how a death is proven. The
-//! invariant it keeps: `first` is set once, when everybody in the roster has said from which
-//! window on it counts this replica, or is gone, or was given up visibly.
+//! invariant it keeps: `first` is set when everybody in the roster has said from which window on
+//! it counts this replica, or is gone, or was given up visibly; and it never falls.
 
 use std::net::SocketAddr;
 
@@ -99,13 +99,33 @@ impl Roster {
             self.floor = safe_floor(now);
             self.changed();
         }
-        if self.first.is_none() {
+        if self.first.is_none() || self.wait_again(addresses, now) {
             self.expect_listed(addresses);
         }
         if self.settings.directory == Directory::Name {
             self.look_again(addresses, now);
             self.prove_absence(addresses, now);
         }
+    }
+
+    /// Takes back having joined, if this answer lists somebody that the first did not and the
+    /// first window has not begun. My own address in the first answer says that it is no older
+    /// than this process only if no other process had the address before: else it may have been
+    /// too old to list whoever started since (docs/decisions/0015).
+    fn wait_again(&mut self, addresses: &[SocketAddr], now: Timestamp) -> bool {
+        let Some(first) = self.first else { return false };
+        let has_begun = now >= first || self.max_start >= Some(first);
+        let is_news = |address: &SocketAddr| {
+            let is_known = self.members.values().any(|entry| entry.slot.addr == *address);
+            *address != self.slot.addr && !is_known && !self.placeholders.contains_key(address)
+        };
+        if self.settings.directory != Directory::Name || has_begun || self.leaving || !addresses.iter().any(is_news) {
+            return false;
+        }
+        self.promised = first;
+        self.first = None;
+        self.changed();
+        true
     }
 
     /// Before joining, every listed address is expected to answer.
@@ -203,7 +223,7 @@ impl Roster {
         }
         let dismissed = self.placeholders.values().filter_map(|placeholder| placeholder.gone);
         let known = self.members.values().flat_map(|entry| [entry.ack, entry.gone]).flatten().chain(dismissed);
-        let first = known.fold(self.floor.max(self.unfrozen()), Timestamp::max);
+        let first = known.fold(self.floor.max(self.unfrozen()).max(self.promised), Timestamp::max);
         self.first = Some(first);
         self.notes.push(RosterNote::Joined { first });
         self.changed();

@@ -95,6 +95,8 @@ pub struct Roster {
     floor: Timestamp,
     /// From which nominal start on I take shares.
     first: Option<Timestamp>,
+    /// Before this one I have said that I take none.
+    promised: Timestamp,
     /// Latest nominal start frozen here while entitled.
     max_start: Option<Timestamp>,
     leaving: bool,
@@ -153,6 +155,7 @@ impl Roster {
             listed: Vec::new(),
             floor: safe_floor(now),
             first: None,
+            promised: Timestamp::ZERO,
             max_start: None,
             leaving: false,
             gone_me: None,
