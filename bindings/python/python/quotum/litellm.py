@@ -17,6 +17,10 @@ import hashlib
 import json
 import logging
 import math
+import multiprocessing
+import multiprocessing.util
+import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -74,6 +78,26 @@ _attempt: contextvars.ContextVar[_Attempt | None] = contextvars.ContextVar("quot
 _asked: contextvars.ContextVar[tuple[str, str, int] | None] = contextvars.ContextVar("quotum_asked", default=None)
 
 
+def _end_in_order() -> None:
+    """Lets uvicorn return after its graceful shutdown, so that what is to be done at exit is done.
+
+    It raises the signal that ended it once more instead, to whoever handled it before: the process
+    dies of SIGTERM, and neither leaves nor hands over its rights.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    by_uvicorn = signal.getsignal(signal.SIGTERM)
+    captured = getattr(getattr(by_uvicorn, "__self__", None), "_captured_signals", None)
+    if not callable(by_uvicorn) or not isinstance(captured, list):
+        return  # Another server: what it does at its end is its own.
+
+    def told(number: int, frame: Any) -> None:
+        by_uvicorn(number, frame)
+        captured[:] = [other for other in captured if other != number]
+
+    signal.signal(signal.SIGTERM, told)
+
+
 class Callback(CustomLogger):
     """The hooks. `handler` is the one instance of a process."""
 
@@ -85,7 +109,11 @@ class Callback(CustomLogger):
         self._names: dict[str, str] = {}
         self._wrong: str | None = None
         self._starting: asyncio.Task[None] | None = None
-        atexit.register(self.pod.leave)
+        if multiprocessing.parent_process() is None:
+            atexit.register(self.pod.leave)
+        else:
+            # A worker: multiprocessing ends it without what is registered with atexit.
+            multiprocessing.util.Finalize(None, self.pod.leave, exitpriority=0)
         _register_metrics(self.pod)
         # LiteLLM loads callbacks in each worker's own event loop, after the fork. Whoever
         # imports this elsewhere starts with the first request.
@@ -98,6 +126,7 @@ class Callback(CustomLogger):
 
     async def _start(self) -> None:
         """Takes a seat as soon as the router is there: a pod without traffic is one, too."""
+        _end_in_order()
         for _ in range(int(_ROUTER_WITHIN / 0.05)):
             router = _router()
             if router is not None and router.model_list:

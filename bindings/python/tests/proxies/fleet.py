@@ -159,7 +159,9 @@ def config(*deployments: dict[str, Any], router: dict[str, Any] | None = None, *
 class Fleet:
     """Pods that a static list joins."""
 
-    def __init__(self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True) -> None:
+    def __init__(
+        self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True, arguments: list[str] | None = None
+    ) -> None:
         self.stub = Stub()
         self.is_quotum = is_quotum
         ports = free_ports(pods, socket.SOCK_DGRAM)
@@ -174,6 +176,7 @@ class Fleet:
                     "QUOTUM_GOSSIP_ADVERTISE": own,
                     "QUOTUM_ADMIN_LISTEN": f"127.0.0.1:{admin}",
                 },
+                list(arguments or ()),
             )
             for own, admin in zip(seeds, self.admin)
         ]
@@ -185,6 +188,11 @@ class Fleet:
         if self.is_quotum:
             until(lambda: all(self.knows_all(admin) for admin in self.admin), 60.0, "the fleet")
         return self
+
+    def peers(self, number: int) -> list[str]:
+        """Returns the nodes that a pod counts beside itself."""
+        status = httpx.get(f"http://127.0.0.1:{self.admin[number]}/status", timeout=5.0).json()
+        return [peer["node"] for peer in status["peers"] if peer["gone_from_unix_ms"] is None]
 
     def knows_all(self, admin: int) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet import Fleet, config, deployment
+from fleet import Fleet, config, deployment, until
 from load import LIMIT, Answers, bursts, evenly, next_minute, offer, ratio, workload
 
 
@@ -60,3 +60,17 @@ def test_every_refusal_is_honest_and_nothing_fails(ran, name):
     assert set(answers.statuses) == {200, 429}
     assert answers.without_retry_after == 0
     assert answers.retry_after_over == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_proxy_that_is_told_to_stop_leaves_the_fleet(workers):
+    """As Kubernetes tells it: by SIGTERM. A pod that just vanished would cost its share until it is proven gone."""
+    arguments = ["--num_workers", str(workers)] if workers > 1 else []
+    fleet = Fleet(2, lambda base: config(deployment(base, number="one", tpm=LIMIT)), arguments=arguments)
+    try:
+        fleet.wait()
+        fleet.leave(1)
+        fleet.pods[1].process.wait(30)
+        until(lambda: fleet.peers(0) == [], 10.0, "the goodbye")
+    finally:
+        fleet.close()
