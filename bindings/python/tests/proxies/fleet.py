@@ -159,9 +159,7 @@ def config(*deployments: dict[str, Any], router: dict[str, Any] | None = None, *
 class Fleet:
     """Pods that a static list joins."""
 
-    def __init__(
-        self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True, arguments: list[str] | None = None
-    ) -> None:
+    def __init__(self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True) -> None:
         self.stub = Stub()
         self.is_quotum = is_quotum
         ports = free_ports(pods, socket.SOCK_DGRAM)
@@ -176,7 +174,6 @@ class Fleet:
                     "QUOTUM_GOSSIP_ADVERTISE": own,
                     "QUOTUM_ADMIN_LISTEN": f"127.0.0.1:{admin}",
                 },
-                list(arguments or ()),
             )
             for own, admin in zip(seeds, self.admin)
         ]

@@ -62,11 +62,9 @@ def test_every_refusal_is_honest_and_nothing_fails(ran, name):
     assert answers.retry_after_over == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_proxy_that_is_told_to_stop_leaves_the_fleet(workers):
+def test_a_proxy_that_is_told_to_stop_leaves_the_fleet():
     """As Kubernetes tells it: by SIGTERM. A pod that just vanished would cost its share until it is proven gone."""
-    arguments = ["--num_workers", str(workers)] if workers > 1 else []
-    fleet = Fleet(2, lambda base: config(deployment(base, number="one", tpm=LIMIT)), arguments=arguments)
+    fleet = Fleet(2, lambda base: config(deployment(base, number="one", tpm=LIMIT)))
     try:
         fleet.wait()
         fleet.leave(1)
