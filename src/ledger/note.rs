@@ -29,7 +29,7 @@ pub struct Ignored {
     /// For a limit this replica does not have, when it holds as many for peers as it may.
     pub too_many_keys: u64,
     /// Gifts that would make this replica's rights more than the whole limit: whoever sent them
-    /// does not speak the truth, or another limit. What is beyond was not credited.
+    /// does not speak the truth. What is beyond was not credited.
     pub impossible_gift: u64,
 }
 
