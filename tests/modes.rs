@@ -140,6 +140,24 @@ mod sum {
     }
 
     #[test]
+    fn a_margin_is_held_back_of_every_slice_however_small_and_the_bound_says_so() {
+        // Ten in any minute are two a slice: a fifth of that is not nothing. Of one a slice
+        // nothing can be held back, or nothing would ever be let through.
+        let fifth = Mode::Sum { margin: Margin::Fixed(Portion::percent(20)) };
+        for (limit, bound) in [(10, 0), (5, 5)] {
+            let mut fleet = Fleet::joined_in(fifth, Quota::tokens(limit).per_minute().sliding(), START + 14_000, 2);
+            cut_all(&mut fleet);
+            assert_eq!(shown(&fleet, 0).2, bound);
+            let mut used = 0;
+            for at_s in [14, 16, 31, 46, 61] {
+                fleet.run_until(START + at_s * 1_000);
+                used += fleet.drain_all(1);
+            }
+            assert_eq!(used, limit + bound, "in 47 seconds, of which five slices have a part");
+        }
+    }
+
+    #[test]
     fn connected_replicas_admit_up_to_the_limit_less_the_margin() {
         let mut fleet = Fleet::joined_in(TENTH, quota(), START + 5_000, 4);
         let mut taken = 0;
