@@ -402,7 +402,7 @@ fn an_open_window_keeps_its_mode_and_the_next_one_has_the_new() {
     for (old, new) in modes.iter().flat_map(|old| modes.iter().map(move |new| (*old, *new))) {
         let fleet = &mut Fleet::joined_in(old, quota(), START + 5_000, 2);
         cut_all(fleet);
-        let bound = |mode: Mode| LIMIT + mode.overshoot_bound(LIMIT, 2).expect("a mode with a promise");
+        let bound = |mode: Mode| LIMIT + mode.overshoot_bound(quota(), 2).expect("a mode with a promise");
         assert!(fleet.pods.iter().all(|pod| pod.try_take(100)));
         for pod in &mut fleet.pods {
             let policy = Policy { mode: new, edge: std::time::Duration::ZERO, ..Policy::default() };

@@ -199,7 +199,7 @@ impl Oracle {
         let to_ms = to_ms + runs_ms + self.range_ms;
         let in_force = |version: &&Version| version.from_ms <= to_ms && version.until_ms >= from_ms;
         let all = self.versions.iter().filter(in_force).map(|version| Allowed::of(&version.quotas[quota]));
-        all.reduce(Allowed::or).unwrap_or(Allowed { amount: 0, burst: 0 })
+        all.reduce(Allowed::or).unwrap_or(Allowed::in_window(0))
     }
 
     /// Returns the most rights that may exist in a slice that starts then.
@@ -427,7 +427,7 @@ impl Oracle {
         let length = self.quotas[quota].window().ms().get();
         let allowed = self.allowed(quota, window * length, window * length).amount;
         let replicas = self.admitting(quota, window * length, window * length);
-        let bound = Allowed { amount: allowed, burst: 0 }.in_mode(self.mode, replicas).amount - allowed;
+        let bound = Allowed::in_window(allowed).in_mode(self.mode, replicas).amount - allowed;
         let bound = bound + self.promise.allows(allowed);
         let limit = allowed as i64;
         let count = self.windows.entry((quota, window)).or_default();

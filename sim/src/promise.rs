@@ -32,6 +32,9 @@ enum Rule {
 pub(crate) struct Allowed {
     pub(crate) amount: u64,
     pub(crate) burst: u64,
+    /// What one replica may reserve in `sum` however large its margin is: a unit of every
+    /// slice, or a tiny limit would let nothing through.
+    least: u64,
 }
 
 impl Allowed {
@@ -40,26 +43,42 @@ impl Allowed {
             WindowKind::Bucket { burst } => burst.get(),
             _ => 0,
         };
-        Self { amount: quota.amount(), burst }
+        let least = match quota.kind() {
+            WindowKind::Sliding { parts } => u64::from(parts) + 1,
+            _ => 1,
+        };
+        Self { amount: quota.amount(), burst, least }
+    }
+
+    /// What a window lets through that is counted on its own.
+    pub(crate) const fn in_window(amount: u64) -> Self {
+        Self { amount, burst: 0, least: 1 }
     }
 
     /// The larger of both, in each part.
     pub(crate) fn or(self, other: Self) -> Self {
-        Self { amount: self.amount.max(other.amount), burst: self.burst.max(other.burst) }
+        Self {
+            amount: self.amount.max(other.amount),
+            burst: self.burst.max(other.burst),
+            least: self.least.max(other.least),
+        }
     }
 
     /// What a mode allows, if so many replicas have admitted.
     pub(crate) fn in_mode(self, mode: Mode, replicas: u64) -> Self {
-        Self { amount: bound(mode, self.amount, replicas), burst: bound(mode, self.burst, replicas) }
+        // There is no `sum` of a bucket: the least is of the amount.
+        let amount = bound(mode, self.amount, self.least, replicas);
+        Self { amount, burst: bound(mode, self.burst, 0, replicas), ..self }
     }
 
     pub(crate) fn plus(self, promise: impl Fn(u64) -> u64) -> Self {
-        Self { amount: self.amount + promise(self.amount), burst: self.burst + promise(self.burst) }
+        Self { amount: self.amount + promise(self.amount), burst: self.burst + promise(self.burst), ..self }
     }
 }
 
-/// The most a mode lets through of a limit, if so many replicas have admitted.
-fn bound(mode: Mode, limit: u64, replicas: u64) -> u64 {
+/// The most a mode lets through of a limit, if so many replicas have admitted, each of which
+/// may admit at least so much.
+fn bound(mode: Mode, limit: u64, least: u64, replicas: u64) -> u64 {
     match mode {
         // Whatever is held back by itself may be nothing when it matters.
         Mode::Sum { margin } => {
@@ -67,8 +86,8 @@ fn bound(mode: Mode, limit: u64, replicas: u64) -> u64 {
                 Margin::Fixed(part) => limit as f64 * part.as_part(),
                 Margin::Auto => 0.0,
             };
-            // A margin is rounded down, as every part of an amount.
-            (replicas * (limit - (margin + 1e-6) as u64)).max(limit)
+            // A margin is at least what it is said to be: what is left is rounded down.
+            (replicas * ((limit as f64 - margin + 1e-6) as u64).max(least)).max(limit)
         }
         Mode::Elastic { beta } => limit + (limit as f64 * beta.as_part() + 1e-6) as u64,
         _ => limit,

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use super::quota::Quota;
+
 /// What a limit does when rights run out, and so what it promises.
 ///
 /// All replicas should give a limit one mode; docs/algorithm.md section 11 says what a
@@ -55,16 +57,20 @@ impl Mode {
         }
     }
 
-    /// Returns how many units of a window of `limit` can be reserved over it at most, over
+    /// Returns how many units can be reserved over a quota at most in any of its windows, over
     /// all replicas, if so many ever admitted in it; `None` if the mode promises nothing.
     ///
     /// In `sum` that is (replicas - 1) x (limit - margin) - margin: nobody hears anybody. A
-    /// margin that is [`Margin::Auto`] may be zero when it matters, and counts as that.
-    pub const fn overshoot_bound(self, limit: u64, replicas: u64) -> Option<u64> {
+    /// margin that is [`Margin::Auto`] may be zero when it matters, and counts as that. Of a
+    /// sliding window the margin is held back slice by slice.
+    pub fn overshoot_bound(self, quota: Quota, replicas: u64) -> Option<u64> {
         match self {
             Self::Strict => Some(0),
-            Self::Elastic { beta } => Some(beta.of(limit)),
-            Self::Sum { .. } => Some(replicas.saturating_mul(self.largest(limit)).saturating_sub(limit)),
+            Self::Elastic { beta } => Some(beta.of(quota.amount())),
+            Self::Sum { .. } => {
+                let each = self.largest(quota.largest_claim()).saturating_mul(quota.slices_of_a_window());
+                Some(replicas.saturating_mul(each).saturating_sub(quota.amount()))
+            }
             Self::Observe => None,
         }
     }
@@ -72,7 +78,7 @@ impl Mode {
     /// Returns the largest request that a window of `limit` can ever admit.
     pub const fn largest(self, limit: u64) -> u64 {
         match self {
-            Self::Sum { margin: Margin::Fixed(margin) } => limit - margin.of(limit),
+            Self::Sum { margin } => limit - margin.fixed(limit),
             _ => limit,
         }
     }
@@ -88,6 +94,21 @@ impl Mode {
         match self {
             Self::Elastic { beta } => beta.of(share),
             Self::Strict | Self::Sum { .. } | Self::Observe => 0,
+        }
+    }
+}
+
+impl Margin {
+    /// Returns what is always held back of a window or slice that lets `limit` through. It is
+    /// rounded up: it is to be at least what was asked for. But one unit is always left, or
+    /// nothing would ever be admitted.
+    pub(crate) const fn fixed(self, limit: u64) -> u64 {
+        match self {
+            Self::Fixed(margin) => {
+                let (held, most) = (limit - margin.rest_of(limit), limit.saturating_sub(1));
+                if held < most { held } else { most }
+            }
+            Self::Auto => 0,
         }
     }
 }
@@ -124,9 +145,9 @@ impl Portion {
     /// Returns the portion of so many hundredths.
     ///
     /// ```
-    /// use quotum::{Mode, Portion};
+    /// use quotum::{Mode, Portion, Quota};
     /// let mode = Mode::Elastic { beta: Portion::percent(5) };
-    /// assert_eq!(mode.overshoot_bound(100_000, 3), Some(5_000));
+    /// assert_eq!(mode.overshoot_bound(Quota::tokens(100_000).per_minute(), 3), Some(5_000));
     /// ```
     ///
     /// # Panics
@@ -158,6 +179,11 @@ impl Portion {
         (amount as u128 * self.0 as u128 / Self::WHOLE as u128) as u64
     }
 
+    /// Returns what is left of an amount without this part, rounded down.
+    const fn rest_of(self, amount: u64) -> u64 {
+        (amount as u128 * (Self::WHOLE - self.0) as u128 / Self::WHOLE as u128) as u64
+    }
+
     /// Returns the portion as a part of one: 0.05 for a twentieth.
     pub fn as_part(self) -> f64 {
         f64::from(self.0) / f64::from(Self::WHOLE)
@@ -180,6 +206,10 @@ pub struct PortionError(());
 mod tests {
     use super::*;
 
+    fn quota(tokens: u64) -> Quota {
+        Quota::tokens(tokens).per_minute()
+    }
+
     #[test]
     fn a_portion_is_less_than_the_whole_and_not_lost_to_rounding() {
         assert_eq!(Portion::new(0.05), Ok(Portion::percent(5)));
@@ -195,7 +225,7 @@ mod tests {
         let mode = Mode::Elastic { beta: Portion::percent(7) };
         for parts in 1..50u64 {
             let sum: u64 = (0..parts).map(|part| mode.allowance((1_000 + part) / parts)).sum();
-            assert!(sum <= mode.overshoot_bound(1_000, parts).unwrap_or(0));
+            assert!(sum <= mode.overshoot_bound(quota(1_000), parts).unwrap_or(0));
         }
         assert_eq!(Mode::Strict.allowance(1_000), 0);
     }
@@ -204,12 +234,23 @@ mod tests {
     fn a_sum_is_over_by_what_nobody_hears() {
         let sum = |margin| Mode::Sum { margin };
         let tenth = sum(Margin::Fixed(Portion::percent(10)));
-        assert_eq!(tenth.overshoot_bound(1_000, 1), Some(0));
-        assert_eq!(tenth.overshoot_bound(1_000, 4), Some(3 * 900 - 100));
-        assert_eq!(sum(Margin::Fixed(Portion::percent(60))).overshoot_bound(1_000, 2), Some(0), "400 twice fit");
-        assert_eq!(sum(Margin::Auto).overshoot_bound(1_000, 4), Some(3_000), "the margin may be zero");
+        assert_eq!(tenth.overshoot_bound(quota(1_000), 1), Some(0));
+        assert_eq!(tenth.overshoot_bound(quota(1_000), 4), Some(3 * 900 - 100));
+        assert_eq!(sum(Margin::Fixed(Portion::percent(60))).overshoot_bound(quota(1_000), 2), Some(0), "400 twice fit");
+        assert_eq!(sum(Margin::Auto).overshoot_bound(quota(1_000), 4), Some(3_000), "the margin may be zero");
         assert_eq!((tenth.largest(1_000), sum(Margin::Auto).largest(1_000)), (900, 1_000));
         assert_eq!(tenth.to_string(), "sum with margin 10%");
+    }
+
+    #[test]
+    fn a_margin_is_at_least_what_was_asked_for_and_leaves_one_unit() {
+        let fifth = Mode::Sum { margin: Margin::Fixed(Portion::percent(20)) };
+        assert_eq!([1, 2, 5, 6, 100].map(|limit| fifth.largest(limit)), [1, 1, 4, 4, 80]);
+        // Five slices of 20,001, each less a fifth: 4,000.2.
+        assert_eq!(fifth.overshoot_bound(quota(100_009).sliding(), 1), Some(0));
+        assert_eq!(fifth.overshoot_bound(quota(100_009).sliding(), 2), Some(2 * 5 * 16_000 - 100_009));
+        let nearly_all = Mode::Sum { margin: Margin::Fixed(Portion::new(0.999_999).expect("less than one")) };
+        assert_eq!(nearly_all.largest(1_000), 1);
     }
 
     #[test]

@@ -173,6 +173,15 @@ impl Quota {
         self.slices().most()
     }
 
+    /// Returns how many slices of [`Quota::grid`] can have a part in one window: more than one
+    /// only of a sliding one.
+    pub(super) const fn slices_of_a_window(self) -> u64 {
+        match self.kind {
+            WindowKind::Sliding { parts } => parts as u64 + 1,
+            _ => 1,
+        }
+    }
+
     /// Returns how long before the start of a slice of [`Quota::grid`] its shares are frozen:
     /// a quarter of its length, at most 2 s. The largest edge, too.
     pub fn lead(self) -> Duration {

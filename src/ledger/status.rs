@@ -191,9 +191,9 @@ impl Ledger {
     fn overshoot_of(&self, key: usize, now: Timestamp) -> Option<Overshoot> {
         let state = &self.keys[key];
         let window = window_of(state, now);
-        let (mode, limit) = (state.mode_in(window), state.version_at(window.start()).quota.amount());
+        let (mode, quota) = (state.mode_in(window), state.version_at(window.start()).quota);
         let account = state.open.get(&window.number());
-        let bound = mode.overshoot_bound(limit, self.replicas_in(account, window))?;
+        let bound = mode.overshoot_bound(quota, self.replicas_in(account, window))?;
         let expected = match mode {
             Mode::Sum { .. } => self.unheard_over_margin(key, window, now),
             // Debts that nobody has covered yet.

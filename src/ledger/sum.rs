@@ -65,21 +65,21 @@ impl Ledger {
         replicas.len() as u64 + self.roster.silent_in(window.start())
     }
 
-    /// Returns the limit and the bound that a closing window is held to; `None` but in
+    /// Returns the limit and the bound that a closing slice is held to; `None` but in
     /// `sum`.
     pub(super) fn sum_bound(&self, account: &Account) -> Option<(u64, u64)> {
         if account.mode.has_rights() {
             return None;
         }
         let limit = account.key.quota.largest_claim();
-        let bound = account.mode.overshoot_bound(limit, self.replicas_in(Some(account), account.window));
-        bound.map(|bound| (limit, bound))
+        let replicas = self.replicas_in(Some(account), account.window);
+        Some((limit, replicas.saturating_mul(account.mode.largest(limit)).saturating_sub(limit)))
     }
 
     fn margin(&self, key: usize, window: Window, now: Timestamp) -> Option<u64> {
         let limit = self.keys[key].version_at(window.start()).quota.largest_claim();
         match self.keys[key].mode_in(window) {
-            Mode::Sum { margin: Margin::Fixed(margin) } => Some(margin.of(limit)),
+            Mode::Sum { margin: margin @ Margin::Fixed(_) } => Some(margin.fixed(limit)),
             Mode::Sum { margin: Margin::Auto } => {
                 // A silent peer costs its even part and no more, as its share would in
                 // `strict`: one crash must not close a fleet, and the parts of a fleet that

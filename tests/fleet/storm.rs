@@ -73,7 +73,9 @@ impl Storm {
     pub fn new(quota: Quota, mode: Mode, start_ms: u64, scale: u64) -> Self {
         let mut fleet = Fleet::new(quota, start_ms + 1_000);
         fleet.policy.mode = mode;
-        let allowance = mode.overshoot_bound(quota.largest_claim(), MOST_PODS as u64).expect("a mode with a promise");
+        // A slice is looked at like a window of its own.
+        let slice = Quota::tokens(quota.largest_claim()).per_minute();
+        let allowance = mode.overshoot_bound(slice, MOST_PODS as u64).expect("a mode with a promise");
         for pod in 0..3 {
             let pod = fleet.start(pod, Directory::Name, Self::settings());
             let known: Vec<SocketAddr> = (0..=pod).map(address).collect();
