@@ -120,6 +120,16 @@ impl Wallet {
         }
     }
 
+    /// Takes whatever is there, parked requests or not, and returns it: nothing if the balance
+    /// is not positive or the window has closed.
+    ///
+    /// For whoever holds the ledger's lock. Nobody who takes at the same time makes it miss.
+    pub(crate) fn take_all(&self, window: u64) -> u64 {
+        let belongs = |word: u64| (word ^ window) & GENERATION == 0 && balance(word) > 0;
+        let emptied = |word: u64| belongs(word).then(|| pack(0, word & PARKED != 0, word));
+        self.0.fetch_update(Ordering::SeqCst, Ordering::Relaxed, emptied).map_or(0, |word| balance(word) as u64)
+    }
+
     /// Puts `amount` back. Returns `None`, and changes nothing, if the window has closed.
     #[inline]
     pub(crate) fn put(&self, window: u64, amount: u64) -> Option<After> {
@@ -236,6 +246,16 @@ mod tests {
         assert_eq!(wallet.take_above(1, 3, 7), Ok(()));
         assert_eq!(wallet.take_above(2, 0, 0), Err(Miss::Closed));
         assert_eq!(wallet.peek(1), Some(7));
+    }
+
+    #[test]
+    fn all_is_taken_of_what_is_there_and_debt_stays() {
+        let wallet = Wallet::open(1, 10);
+        wallet.set_parked(1, true);
+        assert_eq!(wallet.take_all(2), 0);
+        assert_eq!((wallet.take_all(1), wallet.take_all(1)), (10, 0));
+        assert_eq!(wallet.charge(1, 5), Some(After { balance: -5, parked: true }));
+        assert_eq!((wallet.take_all(1), wallet.peek(1)), (0, Some(-5)));
     }
 
     #[test]

@@ -4,9 +4,9 @@ mod fleet;
 
 use std::collections::BTreeMap;
 
-use fleet::Fleet;
-use quotum::Quota;
+use fleet::{Fleet, ManualClock};
 use quotum::ledger::{Directory, FirstWindow, Message, RosterSettings, Row, Timestamp, WindowId};
+use quotum::{Claim, Limiter, Quota};
 
 const MINUTE: u64 = 60_000;
 const LIMIT: u64 = 9_000;
@@ -117,4 +117,45 @@ fn a_clock_that_steps_back_spends_nothing_more_of_the_window_before() {
     fleet.pods[0].drain(1);
     assert_eq!(fleet.pods[0].used(START), spent);
     assert_eq!(fleet.pods[0].used(START + MINUTE), LIMIT, "what it takes now, it takes of the window that runs");
+}
+
+/// A process that serves alone, and one reading of its clock that was a day ahead.
+#[test]
+fn a_reading_far_ahead_closes_a_replica_which_says_so_and_when_that_ends() {
+    let clock = ManualClock::default();
+    clock.set(START);
+    let limiter =
+        Limiter::builder().deployment("gpt", [quota()]).clock(clock.clone()).build().expect("a valid configuration");
+    let handle = limiter.handle("gpt").expect("configured");
+    let day = 24 * 60 * MINUTE;
+    clock.set(START + day);
+    handle.try_acquire(Claim::tokens(1)).expect("fits").settle(1);
+    clock.set(START);
+    // To open an earlier window again could deal its share twice.
+    let status = limiter.status();
+    let blocked = status.blocked.iter().find(|blocked| blocked.why.contains("clock")).expect("it says so");
+    assert!(blocked.why.contains("86400"), "{blocked:?}");
+    assert!(blocked.resolve.contains("restart"), "{blocked:?}");
+    assert_eq!(status.clock_behind.as_millis() as u64, day);
+    assert!(status.stuck().is_some_and(|why| why.contains("86400 s")), "a restart is better");
+    handle.try_acquire(Claim::tokens(LIMIT - 1)).expect("the rest of that window").settle(LIMIT - 1);
+    let denied = handle.try_acquire(Claim::tokens(1)).expect_err("nothing is left of it");
+    assert!(denied.retry_after().is_some_and(|after| after.as_millis() as u64 >= day), "{denied}");
+    clock.set(START + day + MINUTE);
+    assert!(handle.try_acquire(Claim::tokens(LIMIT)).is_ok(), "the clock has caught up");
+    assert!(limiter.status().blocked.is_empty() && limiter.status().stuck().is_none());
+}
+
+#[test]
+fn a_replica_whose_clock_was_ahead_does_not_take_its_peers_for_late() {
+    let mut fleet = skewed(&[0, 0, 0]);
+    fleet.offsets.insert(0, 60_000);
+    fleet.pods[0].clock.set(fleet.now_ms + 60_000);
+    fleet.pods[0].limiter.with_ledger(|ledger, now| ledger.handle_timeout(now));
+    fleet.offsets.clear();
+    fleet.run(5);
+    let skews: Vec<_> = fleet.pods[0].limiter.status().peers.iter().filter_map(|peer| peer.skew_ms).collect();
+    assert!(skews.iter().all(|skew| skew.abs() < 1_000), "{skews:?}");
+    let blocked = fleet.pods[0].limiter.status().blocked;
+    assert!(blocked.iter().all(|blocked| !blocked.why.contains("median")), "its clock is right now: {blocked:?}");
 }

@@ -26,6 +26,9 @@ const WINDOW_MS: u64 = 60_000;
 /// asserts nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often pods gossip here.
+const INTERVAL: Duration = Duration::from_millis(20);
+
 /// How often a condition is looked at, and how far the clock moves in between.
 const LOOK_MS: u64 = 5;
 
@@ -204,7 +207,7 @@ impl Fleet {
             listen: addr,
             // The pod's name belongs to its slot.
             node: format!("pod-{addr}"),
-            interval: Duration::from_millis(20),
+            interval: INTERVAL,
             keys: KeyRing::of([7; 32]),
             ..ClusterConfig::new(self.seeds.clone())
         };
@@ -345,21 +348,33 @@ impl Fleet {
         panic!("pod {pod} starves: {:?}", self.pods[pod].limiter.status());
     }
 
-    /// Uses what these pods can get, in turns, until none of them gets any more.
+    /// Uses what these pods can get, in turns, until none of them gets any more: not even when
+    /// what was under way has arrived, as rights that a busy peer gave to somebody who had
+    /// stopped waiting.
     async fn spend(&mut self, pods: &[usize]) -> u64 {
         let mut spent = 0;
         for tokens in [30, 1] {
-            loop {
+            let mut in_vain = 0;
+            while in_vain < 2 {
                 let before = spent;
                 for pod in pods {
                     spent += if self.take(*pod, tokens).await { tokens } else { 0 };
                 }
-                if spent == before {
-                    break;
-                }
+                in_vain = if spent == before { in_vain + 1 } else { 0 };
+                self.ticks(if in_vain > 0 { 4 } else { 0 }).await;
             }
         }
         spent
+    }
+
+    /// Lets so many gossip intervals pass.
+    async fn ticks(&self, ticks: u64) {
+        let mut looks_left = ticks * INTERVAL.as_millis() as u64 / LOOK_MS;
+        let passed = || {
+            looks_left = looks_left.saturating_sub(1);
+            looks_left == 0
+        };
+        self.until("some intervals pass", passed).await;
     }
 
     async fn spend_all(&mut self) -> u64 {

@@ -54,7 +54,7 @@ fn limiter() -> Limiter {
     limiter.handle("gpt").unwrap().try_acquire(Claim::tokens(200)).unwrap().settle(200);
     let settings = RosterSettings { directory: Directory::Static, ..RosterSettings::default() };
     let slot = Slot { node: "me".into(), addr: addr(0), exclusive: true };
-    limiter.attach(ReplicaId::new(NOON, 1), slot, settings, Duration::from_millis(100));
+    limiter.attach(ReplicaId::new(NOON, 1), slot, settings, Duration::from_millis(100)).unwrap();
     hear(&limiter, 1, Message::Row(row(1, "gpt", THEIRS)));
     assert_eq!(used(&limiter), 200 + THEIRS);
     limiter
@@ -140,6 +140,8 @@ fn a_roster_takes_members_up_to_a_bound_and_says_so_beyond() {
         RosterMessage { from: replica(1), revision: 1, floor: Timestamp::ZERO, watermark: Timestamp::ZERO, members };
     hear(&limiter, 1, Message::Roster(Arc::new(message)));
     assert_eq!(limiter.status().peers.len(), MAX_MEMBERS - 1);
+    let blocked = limiter.status().blocked;
+    assert!(blocked.iter().any(|blocked| blocked.why.contains("4095 replicas are remembered")), "{blocked:?}");
     let notes: Vec<Note> = limiter.with_ledger(|ledger, _| std::iter::from_fn(|| ledger.poll_note()).collect());
     assert!(notes.contains(&Note::Roster(RosterNote::Full)), "{notes:?}");
     // Frames of strangers leave no trace beyond the same bound.
@@ -170,4 +172,21 @@ fn a_configuration_has_room_for_so_many_quotas_and_is_refused_beyond() {
     assert!(limiter.handle("claude").is_err());
     assert!(limiter.handle("gpt").unwrap().try_acquire(Claim::tokens(101)).is_err());
     assert_eq!(used(&limiter), 900);
+}
+
+#[test]
+fn a_newcomer_is_heard_after_any_number_of_predecessors() {
+    let limiter = limiter();
+    for number in 0..2 * MAX_MEMBERS as u128 {
+        let contact = Contact { from: replica(10_000 + number), sent_at: NOON, echo: None };
+        limiter.with_ledger(|ledger, now| ledger.handle_contact(contact, now));
+    }
+    let members = vec![member(1)];
+    let message =
+        RosterMessage { from: replica(1), revision: 1, floor: Timestamp::ZERO, watermark: Timestamp::ZERO, members };
+    hear(&limiter, 1, Message::Roster(Arc::new(message)));
+    let contact = Contact { from: replica(1), sent_at: NOON, echo: Some(NOON) };
+    limiter.with_ledger(|ledger, now| ledger.handle_contact(contact, now));
+    let peers = limiter.status().peers;
+    assert!(peers.iter().any(|peer| peer.id == replica(1) && peer.reachable), "{peers:?}");
 }

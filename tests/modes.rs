@@ -2,7 +2,7 @@
 
 mod fleet;
 
-use fleet::{Fleet, address};
+use fleet::{Fleet, ManualClock, address};
 use quotum::ledger::{Directory, Message, OnSilence, RosterSettings};
 use quotum::{BuildError, Claim, Denied, Limiter, Margin, Mode, Policy, Portion, Quota};
 
@@ -105,17 +105,20 @@ mod elastic {
 
     #[test]
     fn what_was_owned_alone_is_forfeited_with_its_allowance() {
-        let mut fleet = Fleet::new(quota(), START + 5_000);
-        fleet.policy.mode = MODE;
-        let pod = fleet.start(0, Directory::Alone, RosterSettings::default());
-        let at = &fleet.pods[pod];
-        assert_eq!(at.handle.standings()[0].spendable, 1_100);
-        assert!(at.try_take(1_000) && at.try_take(30));
-        let id = quotum::ledger::ReplicaId::new(at.limiter.now(), 5);
+        let clock = ManualClock::default();
+        clock.set(START + 5_000);
+        let policy = Policy { mode: MODE, ..Policy::default() };
+        let limiter = Limiter::builder().deployment_with("a", [quota()], policy).clock(clock).build().expect("valid");
+        let handle = limiter.handle("a").expect("configured");
+        assert_eq!(handle.standings()[0].spendable, 1_100);
+        for amount in [1_000, 30] {
+            handle.try_acquire(Claim::tokens(amount)).expect("covered").settle(amount);
+        }
+        let id = quotum::ledger::ReplicaId::new(limiter.now(), 5);
         let slot = quotum::ledger::Slot { node: "pod".into(), addr: address(0), exclusive: true };
         let settings = RosterSettings { directory: Directory::Static, ..RosterSettings::default() };
-        at.limiter.attach(id, slot, settings, std::time::Duration::from_millis(100));
-        let standing = at.handle.standings()[0];
+        limiter.attach(id, slot, settings, std::time::Duration::from_millis(100)).expect("it joins once");
+        let standing = handle.standings()[0];
         assert_eq!((standing.spendable, standing.used, standing.debt), (0, 1_030, 30));
     }
 }
@@ -306,6 +309,19 @@ mod sum {
         );
         fleet.run(3);
         assert!(!fleet.sent.iter().any(|letter| matches!(letter.message, Some(Message::Request(_)))));
+    }
+
+    #[test]
+    fn what_can_never_fit_is_no_demand() {
+        let mut fleet = Fleet::joined_in(AUTO, quota(), START + 5_000, 3);
+        assert!(fleet.pods.iter().all(|pod| pod.try_take(1)));
+        fleet.run(30);
+        let giant = Claim::prompt_and_output(10, 128 * i32::MAX as u64);
+        assert!(matches!(fleet.pods[0].handle.try_acquire(giant), Err(Denied::TooLarge { .. })));
+        for _ in 0..30 {
+            fleet.run(1);
+            assert!(spendable(&fleet, 1) > LIMIT - 20, "{}", spendable(&fleet, 1));
+        }
     }
 
     #[test]

@@ -318,3 +318,30 @@ fn without_a_cluster_acquire_is_try_acquire() {
     let mut more = handle.acquire(tokens(1));
     assert!(matches!(poll(&mut more, &wakes), Poll::Ready(Err(_))), "there is nobody to wait for");
 }
+
+#[test]
+fn a_clock_that_steps_back_prolongs_no_wait() {
+    for parked_before in [false, true] {
+        let mut fleet = warm();
+        // Nobody answers any more.
+        fleet.cut = [(0, 1), (0, 2)].into();
+        let step = |fleet: &mut Fleet| {
+            fleet.offsets.insert(0, -10_000);
+            fleet.pass(1);
+        };
+        let wakes = Arc::<WakeCount>::default();
+        let handle = fleet.pods[0].handle.clone();
+        if !parked_before {
+            step(&mut fleet);
+        }
+        let mut waiting = handle.acquire(tokens(4_000));
+        assert!(poll(&mut waiting, &wakes).is_pending());
+        if parked_before {
+            step(&mut fleet);
+        }
+        fleet.pass(Policy::default().wait.as_millis() as u64);
+        fleet.pods[0].limiter.with_ledger(|ledger, now| ledger.handle_timeout(now));
+        let refused = poll(&mut waiting, &wakes);
+        assert!(matches!(refused, Poll::Ready(Err(_))), "parked before the step: {parked_before}: {refused:?}");
+    }
+}

@@ -2,10 +2,11 @@
 
 mod fleet;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fleet::ManualClock;
-use quotum::ledger::LimitId;
+use quotum::ledger::{Directory, LimitId, ReplicaId, RosterSettings, Slot};
 use quotum::{BuildError, Claim, Denied, Limiter, Mode, Permit, Policy, Quota, Unit};
 
 const MINUTE: u64 = 60_000;
@@ -260,4 +261,50 @@ fn deployments_that_share_a_limit_share_its_pause() {
     assert_eq!((until("c"), limiter.own_pauses().len()), (Some(end), 1));
     clock.set(START + 7_000);
     assert_eq!((until("a"), until("c"), limiter.own_pauses()), (None, None, Vec::new()));
+}
+
+#[test]
+fn absurd_claims_and_settlements_are_counted_as_the_most_that_can_be() {
+    let policy = Policy { edge: Duration::ZERO, ..Policy::default() };
+    let (limiter, clock) = limiter(&[Quota::tokens(1_000).per_second()], policy);
+    let handle = limiter.handle("gpt").expect("configured");
+    for _ in 0..2 {
+        let denied = handle.try_acquire(Claim::tokens(u64::MAX)).expect_err("more than there is");
+        assert!(matches!(denied, Denied::TooLarge { requested: u64::MAX, .. }), "{denied}");
+    }
+    let late: Vec<_> = (0..2).map(|_| handle.try_acquire(Claim::tokens(1)).expect("fits")).collect();
+    clock.set(START + MINUTE);
+    limiter.with_ledger(|ledger, now| ledger.handle_tick(now));
+    late.into_iter().for_each(|permit| permit.settle(u64::MAX));
+    let uncovered = limiter.status().limits[0].quotas[0].1.uncovered;
+    assert_eq!(uncovered, u64::MAX);
+    assert!(handle.try_acquire(Claim::tokens(1_000)).is_ok());
+}
+
+/// Threads that go on reserving while their pod joins.
+#[test]
+fn what_was_owned_alone_is_forfeited_whoever_reserves_meanwhile() {
+    for round in 0..300 {
+        let (limiter, _) = limiter(&[Quota::tokens(1_000_000_000).per_minute()], Policy::default());
+        let handle = limiter.handle("gpt").expect("configured");
+        let reserve = || handle.try_acquire(Claim::tokens(1)).map(|mut permit| permit.start()).is_ok();
+        assert!(reserve());
+        let (running, joined) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !joined.load(Ordering::SeqCst) {
+                    reserve();
+                    running.store(true, Ordering::SeqCst);
+                }
+            });
+            while !running.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+            let slot = Slot { node: "pod".into(), addr: fleet::address(0), exclusive: true };
+            let settings = RosterSettings { directory: Directory::Static, ..RosterSettings::default() };
+            let _ = limiter.attach(ReplicaId::new(limiter.now(), round), slot, settings, Duration::from_millis(100));
+            joined.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(handle.standings()[0].spendable, 0, "round {round}");
+    }
 }

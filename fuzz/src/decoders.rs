@@ -79,7 +79,7 @@ pub fn row(bytes: &[u8]) {
     let Ok(limiter) = Limiter::builder().clock(Still).deployment("gpt", [quota]).build() else { return };
     let slot = Slot { node: "us".into(), addr: ([10, 0, 0, 1], 7946).into(), exclusive: true };
     let settings = RosterSettings { directory: Directory::Name, ..RosterSettings::default() };
-    limiter.attach(US, slot, settings, std::time::Duration::from_millis(100));
+    limiter.attach(US, slot, settings, std::time::Duration::from_millis(100)).expect("it joins once");
     limiter.with_ledger(|ledger, now| {
         ledger.handle_contact(Contact { from: PEER, sent_at: NOW, echo: Some(NOW) }, now);
         messages.into_iter().for_each(|message| ledger.handle_message(PEER, message, now));

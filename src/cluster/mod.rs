@@ -43,7 +43,7 @@ use self::frame::Frames;
 use self::inbox::Inbox;
 use self::membership::{Identity, Membership};
 use self::run::{Command, Run};
-use crate::ledger::{Directory, FirstWindow, OnSilence, ReplicaId, RosterSettings, Slot};
+use crate::ledger::{Directory, FirstWindow, JoinedBefore, OnSilence, ReplicaId, RosterSettings, Slot};
 use crate::limiter::Limiter;
 
 /// How a pod takes part in a fleet. [`ClusterConfig::new`] has a default for everything
@@ -181,6 +181,9 @@ pub enum JoinError {
     /// The advertised address is none in particular.
     #[error("{0} is no address that peers can send to; set gossip.advertise to this pod's own")]
     Unspecified(SocketAddr),
+    /// The limiter has joined a fleet before; whoever wrote the program can mend it.
+    #[error(transparent)]
+    JoinedBefore(#[from] JoinedBefore),
     /// The operating system gave no randomness, without which ids and nonces repeat.
     #[error("the operating system gives no randomness: {0}")]
     Randomness(getrandom::Error),
@@ -217,6 +220,10 @@ impl Cluster {
     /// answered or sent it rights. With a headless name that does not resolve yet, and no
     /// address to advertise, it waits up to 30 s for it.
     ///
+    /// A limiter joins once, and before it serves: until then it has the whole limit, and what
+    /// it admits of that in the running window is beside what the fleet admits. To join again,
+    /// after [`Cluster::leave`] or when the task has ended, build another limiter.
+    ///
     /// # Errors
     /// See [`JoinError`]; nothing runs and the limiter is as it was.
     ///
@@ -238,7 +245,7 @@ impl Cluster {
         getrandom::fill(&mut random).map_err(JoinError::Randomness)?;
         let me = ReplicaId::new(limiter.now(), u128::from_ne_bytes(random));
         let slot = Slot { node: config.node.as_str().into(), addr: advertise, exclusive: config.listen.port() != 0 };
-        limiter.attach(me, slot.clone(), config.roster(discovery.directory()), config.interval);
+        limiter.attach(me, slot.clone(), config.roster(discovery.directory()), config.interval)?;
 
         let frames = Frames::new(config.keys.clone(), &config.cluster, me);
         let identity = Identity { cluster: config.cluster.clone(), me, slot };

@@ -177,7 +177,7 @@ impl<N: Net> Run<N> {
             self.exchange();
             let (looks, limiter) = (!self.has_share, &self.parts.limiter);
             let (blocked, has_share) =
-                limiter.with_ledger(|ledger, now| (ledger.blocked(), looks && ledger.has_share(now)));
+                limiter.with_ledger(|ledger, now| (ledger.blocked(now), looks && ledger.has_share(now)));
             self.blockers.look(blocked, now);
             if has_share {
                 self.has_share = true;

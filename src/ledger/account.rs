@@ -124,6 +124,10 @@ impl WalletRing {
         self.purse(number).spendable.peek(number).unwrap_or(0)
     }
 
+    fn take_all(&self, number: u64) -> u64 {
+        self.purse(number).spendable.take_all(number)
+    }
+
     fn take_above(&self, number: u64, amount: u64, floor: u64) -> Result<(), Miss> {
         self.purse(number).spendable.take_above(number, amount, floor)
     }
@@ -403,12 +407,10 @@ impl Account {
         if self.ceiling.is_some() {
             return;
         }
-        let balance = ring.balance(self.window.number());
-        let owned = self.owned(ring).max(0);
-        if balance > 0 && ring.take_past_parked(self.window.number(), balance as u64).is_ok() {
-            self.rights -= owned;
-            self.beside -= balance - owned;
-        }
+        let balance = ring.take_all(self.window.number()) as i64;
+        let owned = (balance - self.beside).max(0);
+        self.rights -= owned;
+        self.beside -= balance - owned;
         self.carried = 0;
         self.written_off += self.own_use(ring);
     }

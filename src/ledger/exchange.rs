@@ -34,7 +34,7 @@ struct Wanted {
 impl Ledger {
     /// Asks for what the parked requests of a limit lack.
     pub(super) fn ask_for_parked(&mut self, limit: usize, now: Timestamp) {
-        let Some(waiting_ms) = self.waiting_ms(limit, now) else { return };
+        let Some(waiting_ms) = self.waiting_ms(limit) else { return };
         for position in 0..self.limits[limit].keys.len() {
             let key = self.limits[limit].keys[position];
             for window in self.parked_windows(key, now) {
@@ -359,7 +359,7 @@ impl Ledger {
             // It has been used already, upstream: no reservation of ours comes before it.
             return request.need.min(owned);
         }
-        if let Some(own) = self.waiting_ms(state.limit, now) {
+        if let Some(own) = self.waiting_ms(state.limit) {
             let older = (request.waiting_ms, std::cmp::Reverse(from)) > (own, std::cmp::Reverse(self.roster.me()));
             if request.kind != RequestKind::Parked || !older {
                 return 0;

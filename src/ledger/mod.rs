@@ -86,11 +86,15 @@ const MAX_ACTORS: usize = u16::MAX as usize;
 #[derive(Debug)]
 pub struct Ledger {
     roster: Roster,
+    /// Whether it was given its place in a fleet: once in its life.
+    joined: bool,
     /// Whether a cluster drives this ledger: only then can anything be waited for.
     attached: bool,
     interval: Duration,
     /// The latest instant seen. A clock that steps back re-opens nothing.
     now: Timestamp,
+    /// What the clock showed last: earlier, if it has stepped back.
+    clock: Timestamp,
     last_tick: Timestamp,
     random: SplitMix64,
     limits: Vec<Limit>,
@@ -136,6 +140,14 @@ pub struct Ledger {
     trouble: Option<Blocked>,
 }
 
+/// A limiter joins a fleet once; nothing changed. Whoever wrote the program can mend it: build
+/// another limiter to join again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this limiter has joined before, and what it gave then is known by its id of then; build another one to join again"
+)]
+pub struct JoinedBefore(());
+
 /// What is known of a peer as a sender of frames.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peer {
@@ -160,9 +172,11 @@ impl Ledger {
     pub fn new(me: ReplicaId, seed: u64, now: Timestamp) -> Self {
         Self {
             roster: Roster::alone(me, now),
+            joined: false,
             attached: false,
             interval: Duration::from_millis(100),
             now,
+            clock: now,
             last_tick: now,
             random: SplitMix64(seed),
             limits: Vec::new(),
@@ -210,8 +224,10 @@ impl Ledger {
             let _ = self.actor(contact.from);
         }
         if !self.peers.contains_key(&contact.from) && self.peers.len() >= MAX_MEMBERS {
-            return;
+            let stalest = self.peers.iter().min_by_key(|(_, peer)| peer.heard).map(|(id, _)| *id);
+            stalest.and_then(|id| self.peers.remove(&id));
         }
+        let clock = self.clock;
         let peer = self.peers.entry(contact.from).or_default();
         peer.heard = now;
         peer.contact = Some(contact);
@@ -221,11 +237,14 @@ impl Ledger {
         if let Some(echo) = contact.echo.filter(|echo| *echo <= now) {
             peer.echo = peer.echo.max(echo);
             // The sample holds the peer's own delay, so the smallest is the truest; it
-            // rises by a sixteenth a frame when the path has become longer.
-            let sample = (now.since(echo).as_millis() as u64).max(1);
-            peer.rtt_ms = if peer.rtt_ms == 0 { sample } else { sample.min(peer.rtt_ms + peer.rtt_ms / 16 + 1) };
+            // rises by a sixteenth a frame when the path has become longer. By the clock: that
+            // is what the echo came from.
+            if echo <= clock {
+                let sample = (clock.since(echo).as_millis() as u64).max(1);
+                peer.rtt_ms = if peer.rtt_ms == 0 { sample } else { sample.min(peer.rtt_ms + peer.rtt_ms / 16 + 1) };
+            }
         }
-        peer.skew_ms = contact.sent_at.unix_ms() as i64 + (peer.rtt_ms / 2) as i64 - now.unix_ms() as i64;
+        peer.skew_ms = contact.sent_at.unix_ms() as i64 + (peer.rtt_ms / 2) as i64 - clock.unix_ms() as i64;
     }
 
     /// Takes a message. `from` is the authenticated sender of the frame; rows and roster
@@ -307,8 +326,22 @@ impl Ledger {
 
     /// Gives the ledger its place in a fleet. From now on it owns only what the roster
     /// gives it: what it owned alone and has not spent is forfeited.
-    pub fn attach(&mut self, me: ReplicaId, slot: Slot, settings: RosterSettings, interval: Duration, now: Timestamp) {
+    ///
+    /// # Errors
+    /// If it was done before; nothing changed. What a ledger has given stands under the id it
+    /// had then: said again under another one, peers would take it for other rights.
+    pub fn attach(
+        &mut self,
+        me: ReplicaId,
+        slot: Slot,
+        settings: RosterSettings,
+        interval: Duration,
+        now: Timestamp,
+    ) -> Result<(), JoinedBefore> {
         let now = self.advance(now);
+        if std::mem::replace(&mut self.joined, true) {
+            return Err(JoinedBefore(()));
+        }
         self.roster = Roster::new(me, slot, settings, now);
         self.trouble = None;
         self.attached = settings.directory != Directory::Alone;
@@ -328,6 +361,7 @@ impl Ledger {
             }
         }
         self.roster_moved(now);
+        Ok(())
     }
 
     /// Ends parking: whoever waits is refused, and from now on nobody waits.
@@ -396,8 +430,15 @@ impl Ledger {
     // Behind the door.
 
     fn advance(&mut self, now: Timestamp) -> Timestamp {
+        self.clock = now;
         self.now = self.now.max(now);
         self.now
+    }
+
+    /// Returns how far the clock is behind the latest instant that it ever showed: for so long
+    /// this replica stays in the windows of that instant.
+    fn behind(&self, clock: Timestamp) -> Duration {
+        self.now.since(clock)
     }
 
     fn handle_roster(&mut self, message: &RosterMessage, now: Timestamp) {
@@ -481,7 +522,9 @@ impl Ledger {
         let Some(peer) = self.peers.get(&id) else { return false };
         let silence =
             (self.interval * REACHABLE_TICKS).max(Duration::from_millis(300)) + Duration::from_millis(4 * peer.rtt_ms);
-        now.since(peer.heard) < silence && now.since(peer.echo) < silence * 2 && !self.roster.is_gone(id)
+        // The echo is of what this clock showed, even if it had shown a later instant before.
+        let unheard = self.clock.min(now).since(peer.echo);
+        now.since(peer.heard) < silence && unheard < silence * 2 && !self.roster.is_gone(id)
     }
 }
 
@@ -490,6 +533,12 @@ impl KeyState {
     /// away. Negative is debt.
     fn owned(&self, number: u64) -> i64 {
         self.open.get(&number).map_or(0, |account| account.owned(&self.ring))
+    }
+
+    /// Returns how much a claim wants here, as demand is measured: more than can ever fit is
+    /// as much as can.
+    fn claimed(&self, claim: &Claim) -> u64 {
+        claim.amount(self.key.quota.unit()).min(self.slices.most())
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) struct Ticket(pub(crate) u64);
 pub(crate) struct Parked {
     ticket: Ticket,
     request: Ask,
+    /// By the clock, which may step back: a wait ends then, it does not become longer.
     since: Timestamp,
     deadline: Timestamp,
 }
@@ -59,7 +60,6 @@ impl Ledger {
         let now = self.advance(now);
         self.switch(limit, now);
         self.open_for(limit, &ask, now);
-        self.note_size(limit, &ask.claim);
         let admission = self.decide(limit, ask, now);
         match admission {
             Admission::Denied(denied) if self.limits[limit].mode == Mode::Observe => {
@@ -121,7 +121,8 @@ impl Ledger {
 
     /// Refuses parked requests whose time is up.
     pub(super) fn expire(&mut self, limit: usize, now: Timestamp) {
-        let due = |parked: &Parked| parked.deadline <= now;
+        let clock = self.clock;
+        let due = |parked: &Parked| !(parked.since..parked.deadline).contains(&clock);
         while let Some(place) = self.limits[limit].queue.iter().position(due) {
             self.refuse_at(limit, place, now);
             // What waited behind a larger one, and is due with it, may fit now.
@@ -155,9 +156,9 @@ impl Ledger {
 
     /// How long the oldest parked request of a limit has waited, in ms; `None` if nobody
     /// waits.
-    pub(super) fn waiting_ms(&self, limit: usize, now: Timestamp) -> Option<u32> {
+    pub(super) fn waiting_ms(&self, limit: usize) -> Option<u32> {
         let head = self.limits[limit].queue.front()?;
-        Some(now.since(head.since).as_millis().min(u128::from(u32::MAX)) as u32)
+        Some(self.clock.since(head.since).as_millis().min(u128::from(u32::MAX)) as u32)
     }
 
     /// Which windows the parked requests of a key wait for: the running one and, within
@@ -247,6 +248,7 @@ impl Ledger {
                 return Admission::Denied(Denied::TooLarge { standing, requested });
             }
         }
+        self.note_size(limit, &ask.claim);
         let leaving = self.roster.is_leaving();
         if !leaving && self.limits[limit].queue.is_empty() && self.take_all(limit, &ask, now) {
             return self.admitted(limit, now);
@@ -273,9 +275,10 @@ impl Ledger {
     fn park(&mut self, limit: usize, request: Ask, now: Timestamp) -> Admission {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let deadline = now.plus(request.wait.max(Duration::from_millis(1)));
+        let since = self.clock;
+        let deadline = since.plus(request.wait.max(Duration::from_millis(1)));
         let queue = &mut self.limits[limit].queue;
-        queue.push_back(Parked { ticket, request, since: now, deadline });
+        queue.push_back(Parked { ticket, request, since, deadline });
         let alone = queue.len() == 1;
         self.waiting.insert(limit);
         if alone {
@@ -414,16 +417,19 @@ impl Ledger {
         let backlog = u128::from(self.keys[key].demand) * earliest.as_millis() / 1_000;
         let backlog_ms = backlog * window.as_millis() / u128::from(slices.amount);
         let spread_ms = (window.as_millis() / 10).min(backlog_ms) as u64;
-        earliest + Duration::from_millis(self.random.below(spread_ms + 1))
+        self.behind(self.clock) + earliest + Duration::from_millis(self.random.below(spread_ms + 1))
     }
 
     fn note_refusal(&mut self, limit: usize, ask: &Ask, denied: &Denied) {
         if !ask.tentative {
             self.count_refusal(limit, denied);
         }
+        if matches!(denied, Denied::TooLarge { .. }) {
+            return; // What can never fit is no demand: no peer should hold anything back for it.
+        }
         for key in &self.limits[limit].keys {
             let state = &self.keys[*key];
-            state.ring.refused.fetch_add(ask.claim.amount(state.key.quota.unit()), Ordering::Relaxed);
+            state.ring.refused.fetch_add(state.claimed(&ask.claim), Ordering::Relaxed);
         }
     }
 
@@ -437,11 +443,10 @@ impl Ledger {
         for position in 0..self.limits[limit].keys.len() {
             let key = self.limits[limit].keys[position];
             let state = &mut self.keys[key];
-            let amount = claim.amount(state.key.quota.unit());
+            let amount = state.claimed(claim);
             if amount > 0 {
-                let typical =
-                    if state.typical == 0 { amount } else { (state.typical * 15).saturating_add(amount) / 16 };
-                state.typical = typical.max(1);
+                let before = if state.typical == 0 { amount } else { state.typical };
+                state.typical = ((before * 15 + amount) / 16).max(1);
             }
         }
     }

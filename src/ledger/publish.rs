@@ -299,8 +299,8 @@ impl Ledger {
     }
 
     /// Returns who keeps this replica from its share, or costs it a part, as of what the
-    /// ledger was told last.
-    pub fn blocked(&self) -> Vec<Blocked> {
+    /// ledger was told last. `clock` is what the clock shows, be it earlier than before.
+    pub fn blocked(&self, clock: Timestamp) -> Vec<Blocked> {
         let mut blocked = self.roster.blocked();
         if let Some(trouble) = &self.trouble {
             // It says more than that nothing that counts has been read.
@@ -308,6 +308,8 @@ impl Ledger {
             blocked.insert(0, trouble.clone());
         }
         blocked.extend(self.roster.fenced(self.now));
+        let behind = self.behind(clock);
+        blocked.extend((behind > 2 * EPSILON).then(|| Blocked::ahead(self.roster.me(), behind)));
         blocked
     }
 

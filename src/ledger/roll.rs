@@ -168,7 +168,7 @@ impl Ledger {
 
     pub(super) fn note_uncovered(&mut self, key: usize, window: Window, amount: u64) {
         let state = &mut self.keys[key];
-        state.closed.uncovered += amount;
+        state.closed.uncovered = state.closed.uncovered.saturating_add(amount);
         let limit = Arc::clone(&self.limits[state.limit].name);
         let unit = state.key.quota.unit();
         self.note(Note::Uncovered { limit, unit, amount, window });

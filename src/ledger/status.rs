@@ -49,6 +49,9 @@ pub struct Status {
     pub leaving: bool,
     /// Who keeps it from its share, or costs it a part, and what resolves it.
     pub blocked: Vec<Blocked>,
+    /// How far its clock is behind the latest instant that it ever showed: for so long this
+    /// replica stays in the windows of that instant.
+    pub clock_behind: Duration,
     /// Every other replica it remembers.
     pub peers: Vec<PeerStatus>,
     /// Every limit it holds.
@@ -58,6 +61,24 @@ pub struct Status {
     /// Messages that changed nothing, by reason.
     pub ignored: Ignored,
 }
+
+impl Status {
+    /// Says why a restart is better than to wait, if it is: the clock once showed an instant
+    /// more than a minute from now. A new process has its share of the next window but one.
+    pub fn stuck(&self) -> Option<String> {
+        let behind = self.clock_behind;
+        (behind > STUCK).then(|| {
+            format!(
+                "the clock once showed an instant that is {} s from now, and this process cannot go back behind it",
+                behind.as_secs()
+            )
+        })
+    }
+}
+
+/// What is further away than this is not waited for. To stop and start again takes a pod some
+/// ten seconds, and a share after that at most the rest of a window.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// A peer as one replica sees it.
 #[derive(Clone, Debug)]
@@ -121,7 +142,7 @@ pub struct Mismatch {
 impl Ledger {
     /// Returns everything there is to see.
     pub fn status(&self, now: Timestamp) -> Status {
-        let now = self.now.max(now);
+        let (clock, now) = (now, self.now.max(now));
         let slot = self.roster.slot();
         let attached = self.roster.directory() != Directory::Alone;
         Status {
@@ -132,7 +153,8 @@ impl Ledger {
             joined: self.roster.first(),
             has_share: self.has_share(now),
             leaving: self.roster.is_leaving(),
-            blocked: self.blocked(),
+            blocked: self.blocked(clock),
+            clock_behind: self.behind(clock),
             peers: self
                 .roster
                 .everybody()

@@ -27,7 +27,8 @@ pub use self::pause::MAX_PAUSE;
 use self::pause::Pause;
 pub use self::permit::Permit;
 use crate::ledger::{
-    Admission, Counter, ForgetError, Ledger, LimitId, ReplicaId, RosterSettings, Slot, Status, Ticket, Timestamp,
+    Admission, Counter, ForgetError, JoinedBefore, Ledger, LimitId, ReplicaId, RosterSettings, Slot, Status, Ticket,
+    Timestamp,
 };
 
 /// Tells the time: milliseconds since the Unix epoch.
@@ -197,8 +198,17 @@ impl Limiter {
     /// Gives the ledger its place in a fleet; from now on [`Handle::acquire`] waits.
     /// Called by the cluster, before the first reservation: what was owned alone and not
     /// spent is forfeited.
-    pub fn attach(&self, me: ReplicaId, slot: Slot, settings: RosterSettings, interval: Duration) {
-        self.with_ledger(|ledger, now| ledger.attach(me, slot, settings, interval, now));
+    ///
+    /// # Errors
+    /// If it was done before: a limiter joins once. Nothing changed.
+    pub fn attach(
+        &self,
+        me: ReplicaId,
+        slot: Slot,
+        settings: RosterSettings,
+        interval: Duration,
+    ) -> Result<(), JoinedBefore> {
+        self.with_ledger(|ledger, now| ledger.attach(me, slot, settings, interval, now))
     }
 
     /// Ends waiting: nobody drives the ledger any more.

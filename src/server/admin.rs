@@ -181,8 +181,11 @@ fn sharers(deployments: &[Deployment]) -> BTreeMap<String, Vec<String>> {
     sharers
 }
 
-async fn livez() -> &'static str {
-    "alive\n"
+async fn livez(State(admin): State<Arc<Admin>>) -> Response<Body> {
+    match admin.limiter.status().stuck() {
+        None => text(StatusCode::OK, "text/plain", "alive\n".into()),
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+    }
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response<Body> {

@@ -19,6 +19,7 @@ pub fn status_json(status: &Status) -> Value {
         "has_share": status.has_share,
         "leaving": status.leaving,
         "blocked": blocked(status),
+        "clock_behind_ms": u64::try_from(status.clock_behind.as_millis()).unwrap_or(u64::MAX),
         "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
         "limits": status.limits.iter().map(limit_json).collect::<Vec<_>>(),
         "held_for_peers": status.held,

@@ -164,7 +164,9 @@ impl Fleet {
         let id = ReplicaId::new(Timestamp::from_unix_ms(started), u128::from(self.seed) * 7_919);
         let addr = address(slot);
         let slot = Slot { node: format!("pod-{slot}").into(), addr, exclusive: true };
-        limiter.attach(id, slot, RosterSettings { directory, ..settings }, Duration::from_millis(100));
+        limiter
+            .attach(id, slot, RosterSettings { directory, ..settings }, Duration::from_millis(100))
+            .expect("it joins once");
         let handle = limiter.handle(self.deployment).expect("configured above");
         self.pods.push(Pod { limiter, handle, clock, id, addr, alive: true, heard: BTreeMap::new() });
         self.pods.len() - 1

@@ -136,7 +136,7 @@ fn slot(replica: usize) -> Slot {
 /// Joins a fleet: everybody is listed and has answered.
 fn join(limiter: &Limiter) {
     let settings = RosterSettings { directory: Directory::Static, ..RosterSettings::default() };
-    limiter.attach(id(0), slot(0), settings, INTERVAL);
+    limiter.attach(id(0), slot(0), settings, INTERVAL).expect("it joins once");
     let addrs: Vec<SocketAddr> = (0..ROSTER).map(|replica| slot(replica).addr).collect();
     limiter.with_ledger(|ledger, now| {
         ledger.handle_listing(&addrs, now);

@@ -92,7 +92,9 @@ impl Limiter {
 
     fn settings(&self, passed: Passed) -> PyResult<(ClusterConfig, Option<KeyFile>)> {
         if self.cluster()?.is_some() {
-            return Err(PyRuntimeError::new_err("this limiter has joined already; leave() first"));
+            return Err(PyRuntimeError::new_err(
+                "this limiter has joined already, and a limiter joins once; make another one to join again",
+            ));
         }
         settings::settle(passed).map_err(|wrong| PyValueError::new_err(wrong.to_string()))
     }
@@ -240,6 +242,7 @@ impl Limiter {
             Err(error @ (JoinError::Bind { .. } | JoinError::Randomness(_))) => {
                 Err(PyOSError::new_err(settings::explain(&error)))
             }
+            Err(error @ JoinError::JoinedBefore(_)) => Err(PyRuntimeError::new_err(error.to_string())),
             Err(error) => Err(PyValueError::new_err(settings::explain(&error))),
         }
     }

@@ -87,7 +87,7 @@ impl World {
             }
             let blocked = process
                 .limiter
-                .with_ledger(|ledger, now| ledger.status(now).joined.is_none() && !ledger.blocked().is_empty());
+                .with_ledger(|ledger, now| ledger.status(now).joined.is_none() && !ledger.blocked(now).is_empty());
             if blocked {
                 self.reached.insert("a newcomer is blocked");
             }

@@ -117,7 +117,7 @@ impl World {
         let now = self.set_clock(replica);
         clock.set(now - if inside { 30_000 } else { 0 });
         let next = self.limiter(&clock, version);
-        next.attach(id, slot, settings, self.plan.interval);
+        next.attach(id, slot, settings, self.plan.interval).expect("a new limiter");
         clock.set(now);
         let Some(process) = &mut self.replicas[replica].process else { return };
         let lookup: Vec<_> = self.by_addr.keys().copied().collect();

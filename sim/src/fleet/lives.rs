@@ -94,7 +94,7 @@ impl World {
         let keys = self.keys(number);
         let drive = match &mut self.pods {
             None => {
-                limiter.attach(id, slot.clone(), settings, self.plan.interval);
+                limiter.attach(id, slot.clone(), settings, self.plan.interval).expect("a new limiter");
                 Drive::Hand(Box::new(Hand::new(id)))
             }
             Some(pods) => {
@@ -104,7 +104,7 @@ impl World {
         };
         let twin = matches!(self.options.canary, Some(Canary::ShareTakenTwice | Canary::InstalmentTwice)).then(|| {
             let twin = self.limiter(&clock, version);
-            twin.attach(id, slot, settings, self.plan.interval);
+            twin.attach(id, slot, settings, self.plan.interval).expect("a new limiter");
             twin
         });
         Process {

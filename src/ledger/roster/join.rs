@@ -12,6 +12,10 @@ use super::{MAX_MEMBERS, Roster, safe_floor};
 use crate::ledger::message::ReplicaId;
 use crate::ledger::window::{EPSILON, Timestamp};
 
+/// From how many members on a roster is shown to be near what one message carries: 64
+/// fragments, which hold 1,020 members with names of 24 bytes and 880 with names of 41.
+const CROWDED: usize = 700;
+
 impl Roster {
     /// Returns who keeps this replica from its share, or costs it a part.
     pub fn blocked(&self) -> Vec<Blocked> {
@@ -53,6 +57,18 @@ impl Roster {
                 who: address.to_string(),
                 why: "a live replica that the static list of seeds does not name".into(),
                 resolve: format!("add {address} to gossip.seeds of every replica"),
+            });
+        }
+        if self.members.len() >= CROWDED {
+            let gone = self.members.values().filter(|entry| entry.gone.is_some()).count();
+            blocked.push(Blocked {
+                who: self.me.to_string(),
+                why: format!(
+                    "{} replicas are remembered, {gone} of them gone; a roster of about 1,000 is more than one \
+                    message carries, and then no newcomer is answered",
+                    self.members.len()
+                ),
+                resolve: "replace pods less often: the gone are forgotten an hour and a longest window later".into(),
             });
         }
         if let Some(off_ms) = self.clock_off {

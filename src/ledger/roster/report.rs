@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::MAX_MEMBERS;
 use crate::ledger::message::ReplicaId;
@@ -134,6 +135,20 @@ pub struct Blocked {
 }
 
 impl Blocked {
+    /// The clock has shown a later instant than it does now.
+    pub(in crate::ledger) fn ahead(me: ReplicaId, behind: Duration) -> Self {
+        Self {
+            who: me.to_string(),
+            why: format!(
+                "its clock once showed an instant that is {} s from now: until then it stays in the windows of \
+                that instant, because to open earlier ones again could deal their shares twice",
+                behind.as_secs()
+            ),
+            resolve: "restart this process if the clock is right now; else set the clock. It goes on by itself then"
+                .into(),
+        }
+    }
+
     /// The directory answers, and not with this address.
     pub(in crate::ledger) fn unlisted(own: SocketAddr, listed: &[SocketAddr]) -> Self {
         let shown: Vec<String> = listed.iter().take(4).map(ToString::to_string).collect();

@@ -44,7 +44,7 @@ pub(super) async fn serve(at: SocketAddr, shared: Arc<Shared>, book: Arc<Book>) 
         }
     };
     let router = Router::new()
-        .route("/livez", get(async || "alive\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
@@ -73,6 +73,13 @@ type Answer = (StatusCode, String);
 
 fn wrong(message: &str) -> String {
     json!({"error": {"message": message}}).to_string()
+}
+
+async fn livez(State((_, book)): Owned) -> Answer {
+    match book.limiter().status().stuck() {
+        None => (StatusCode::OK, "alive\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
 }
 
 async fn readyz(State((_, book)): Owned) -> impl IntoResponse {
