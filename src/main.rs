@@ -267,6 +267,9 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
     for block in status["blocked"].as_array().into_iter().flatten() {
         say!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
     }
+    for peer in status["silent"].as_array().into_iter().flatten() {
+        say!("silent  {}, {}; {}", text(&peer["who"]), text(&peer["why"]), text(&peer["resolve"]));
+    }
     if let Some(refused) = status["config_refused"].as_str() {
         say!("config refused, the old one is in force: {refused}");
     }
@@ -282,12 +285,11 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
     for limit in status["limits"].as_array().into_iter().flatten() {
         for quota in limit["quotas"].as_array().into_iter().flatten() {
             say!(
-                "limit   {}  {} {} per {} ms  used {}  margin {} reachable, {} not  spendable {}  resets in {} ms",
+                "limit   {}  {}  used {} of {}  margin {} reachable, {} not  spendable {}  resets in {} ms",
                 text(&limit["limit_id"]),
-                quota["limit"],
-                text(&quota["unit"]),
-                quota["window_ms"],
+                text(&quota["quota"]),
                 quota["used"],
+                quota["limit"],
                 quota["margin_reachable"],
                 quota["margin_unreachable"],
                 quota["spendable"],

@@ -263,7 +263,11 @@ fn gauge_value(units: u64) -> i64 {
 }
 
 fn limits(registry: &mut Registry, status: &Status) -> Family<Labels, Counter> {
-    let limit = gauges(registry, "limit", "Units of a window");
+    let limit = gauges(
+        registry,
+        "limit",
+        "Units of a window; of a slice where it is sliding, and in a bucket what can be full at once",
+    );
     let used = gauges(registry, "used", "Units reserved and not refunded in the window, all replicas, as known here");
     let margin = gauges(registry, "margin", "Units of the window that cannot be spent here now");
     let spendable = gauges(registry, "spendable", "Units this replica may spend without asking anybody");

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use fleet::{Fleet, address};
 use quotum::Quota;
 use quotum::ledger::{
-    Blocked, Directory, Gone, MAX_MEMBERS, Member, Message, OnSilence, ReplicaId, RosterMessage, RosterSettings, Slot,
-    Timestamp,
+    Blocked, Directory, Gone, Ledger, MAX_MEMBERS, Member, Message, OnSilence, ReplicaId, RosterMessage,
+    RosterSettings, Slot, Timestamp,
 };
 
 const MINUTE: u64 = 60_000;
@@ -68,6 +68,63 @@ fn a_known_replica_that_is_silent_is_shown() {
     fleet.run(2);
     assert_eq!(blocked(&fleet, newcomer), []);
     assert!(fleet.pods[newcomer].joined().is_some());
+}
+
+#[test]
+fn a_peer_that_fell_silent_is_shown_until_it_is_proven_gone() {
+    let mut fleet = Fleet::joined(quota(), START + 30_000, 3);
+    let silent = |fleet: &Fleet| fleet.pods[0].limiter.status().silent;
+    fleet.kill(1);
+    fleet.run(40);
+    assert_eq!(silent(&fleet), [], "a restart is over by then");
+    fleet.run(15);
+    let dead = fleet.pods[1].id.to_string();
+    let shown = silent(&fleet);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert_eq!(shown[0].who, dead);
+    assert!(shown[0].why.contains("has not been heard for 5 s"), "{shown:?}");
+    assert!(shown[0].resolve.contains(&format!("quotum forget {dead}")), "{shown:?}");
+    fleet.pods[0].limiter.forget(&dead).unwrap();
+    assert_eq!(silent(&fleet), []);
+    // One that is heard, and does not hear.
+    fleet.cut = [(0, 2)].into();
+    fleet.run(60);
+    let shown = silent(&fleet);
+    assert!(shown.len() == 1 && shown[0].why.contains("is heard, and has not heard this replica"), "{shown:?}");
+}
+
+#[test]
+fn who_seals_with_another_key_is_said_to_and_not_to_be_forgotten() {
+    let mut fleet = Fleet::joined(quota(), START + 30_000, 2);
+    let rejected = BTreeMap::from([(address(1), "another key"), (address(3), "another key")]);
+    let stranger = fleet.start(2, Directory::Static, closed());
+    fleet.list(stranger, &[address(0), address(1), address(2), address(3)]);
+    fleet.kill(1);
+    fleet.run(60);
+    for pod in [0, stranger] {
+        let rejected = rejected.clone();
+        fleet.pods[pod].limiter.with_ledger(|ledger, _| ledger.handle_rejected(rejected));
+    }
+    shows(&fleet, stranger, &address(3).to_string(), "another key", "do not forget it");
+    let silent = fleet.pods[0].limiter.status().silent;
+    assert!(silent[0].why.contains("another key") && silent[0].resolve.contains("do not forget it"), "{silent:?}");
+}
+
+#[test]
+fn who_is_declared_gone_and_lives_is_not_ready_and_better_restarted() {
+    let fleet = Fleet::joined(quota(), START + 30_000, 3);
+    let status = |fleet: &Fleet| fleet.pods[1].limiter.status();
+    assert!(status(&fleet).ready && status(&fleet).stuck().is_none());
+    let id = fleet.pods[1].id.to_string();
+    let teller = &fleet.pods[0];
+    teller.limiter.forget(&id).unwrap();
+    // As chitchat carries it: nobody writes to the dead.
+    let roster = teller.limiter.with_ledger(|ledger, _| ledger.roster_message());
+    let hear = |ledger: &mut Ledger, now| ledger.handle_message(teller.id, Message::Roster(roster), now);
+    fleet.pods[1].limiter.with_ledger(hear);
+    let told = status(&fleet);
+    assert!(told.declared_gone && !told.ready && !told.has_share, "{told:?}");
+    assert!(told.stuck().is_some_and(|why| why.contains("dead")));
 }
 
 #[test]

@@ -140,8 +140,6 @@ fn a_roster_takes_members_up_to_a_bound_and_says_so_beyond() {
         RosterMessage { from: replica(1), revision: 1, floor: Timestamp::ZERO, watermark: Timestamp::ZERO, members };
     hear(&limiter, 1, Message::Roster(Arc::new(message)));
     assert_eq!(limiter.status().peers.len(), MAX_MEMBERS - 1);
-    let blocked = limiter.status().blocked;
-    assert!(blocked.iter().any(|blocked| blocked.why.contains("4095 replicas are remembered")), "{blocked:?}");
     let notes: Vec<Note> = limiter.with_ledger(|ledger, _| std::iter::from_fn(|| ledger.poll_note()).collect());
     assert!(notes.contains(&Note::Roster(RosterNote::Full)), "{notes:?}");
     // Frames of strangers leave no trace beyond the same bound.
@@ -172,6 +170,20 @@ fn a_configuration_has_room_for_so_many_quotas_and_is_refused_beyond() {
     assert!(limiter.handle("claude").is_err());
     assert!(limiter.handle("gpt").unwrap().try_acquire(Claim::tokens(101)).is_err());
     assert_eq!(used(&limiter), 900);
+}
+
+#[test]
+fn a_roster_that_hardly_fits_a_message_is_shown() {
+    let limiter = limiter();
+    let hear_of = |members: std::ops::Range<u128>| {
+        let (revision, floor) = (members.end as u64, Timestamp::ZERO);
+        let members: Vec<Member> = members.map(member).collect();
+        let message = RosterMessage { from: replica(1), revision, floor, watermark: floor, members };
+        hear(&limiter, 1, Message::Roster(Arc::new(message)));
+        limiter.status().blocked.into_iter().filter(|blocked| blocked.why.contains("replicas are remembered")).count()
+    };
+    assert_eq!(hear_of(1..600), 0);
+    assert_eq!(hear_of(1..800), 1);
 }
 
 #[test]

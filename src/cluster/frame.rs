@@ -352,6 +352,19 @@ impl Rejected {
         Self::Fragment,
     ];
 
+    /// Returns what keeps a replica of the same fleet apart, if it is that: whoever configured
+    /// the two can mend it.
+    pub(crate) const fn apart(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Version => "they are of a release that this one does not understand",
+            Self::Unsealed => "they are sealed without a key",
+            Self::Key => "they are sealed with a key that is not in the key file here",
+            Self::Seal => "their seal is broken",
+            Self::Cluster => "they are of another cluster name",
+            _ => return None,
+        })
+    }
+
     /// Returns the reason's name in `quotum_frames_rejected_total{reason}`.
     pub const fn reason(self) -> &'static str {
         match self {

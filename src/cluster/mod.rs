@@ -9,13 +9,13 @@
 //! [`wire`], [`frame`], [`fragment`], [`inbox`] and [`outbox`] are pure: no socket, no
 //! clock, no randomness of their own. The simulator drives a ledger with them alone.
 
-mod blockers;
 mod complaints;
 pub mod discovery;
 mod events;
 pub mod fragment;
 pub mod frame;
 pub mod inbox;
+mod lasting;
 mod membership;
 pub mod outbox;
 mod run;

@@ -5,6 +5,7 @@
 //! than one bounded batch of datagrams; and when the loop ends, whatever ended it, the
 //! limiter has stopped admitting before the port is free.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +18,13 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Shared;
-use super::blockers::Blockers;
 use super::complaints::Complaints;
 use super::discovery::{Answer, Asking, Unanswered};
 use super::events;
 use super::fragment::{self, Kind};
 use super::frame::{Frames, KeyRing, MAX_DATAGRAM, Nonce, Rejected};
 use super::inbox::{Content, Inbox};
+use super::lasting::{Lasting, Matter};
 use super::membership::{Event, INTERVALS, Membership};
 use super::outbox::{Outbox, Parcel};
 use super::socket::{Datagrams, Net};
@@ -36,6 +37,10 @@ const BATCH: usize = 64;
 
 /// The most messages that are packed at once; what is left follows in the next round.
 const PACK: usize = 1_024;
+
+/// The most addresses whose frames are remembered as thrown away, for an exchange: any stranger can
+/// send from another port.
+const MAX_REJECTED: usize = 1_024;
 
 /// After this many ticks in a row in which receiving failed, the socket is lost.
 const LOST_AFTER: u32 = 16;
@@ -69,7 +74,10 @@ pub(crate) struct Run<N: Net> {
     parts: Parts<N>,
     outbox: Outbox,
     nonces: Nonces,
-    blockers: Blockers,
+    blockers: Lasting,
+    silences: Lasting,
+    /// Where frames came from that were thrown away since the last exchange, and why.
+    rejected: BTreeMap<SocketAddr, &'static str>,
     /// It has had its share once: whatever takes it from it is said on its own.
     has_share: bool,
     complaints: Complaints,
@@ -101,7 +109,9 @@ impl<N: Net> Run<N> {
             parts,
             outbox: Outbox::new(),
             nonces: Nonces::new(),
-            blockers: Blockers::default(),
+            blockers: Lasting::of(Matter::Share),
+            silences: Lasting::of(Matter::Peer),
+            rejected: BTreeMap::new(),
             has_share: false,
             complaints: Complaints::default(),
             next_tick: Instant::now(),
@@ -176,9 +186,13 @@ impl<N: Net> Run<N> {
         if self.ticks.is_multiple_of(INTERVALS) {
             self.exchange();
             let (looks, limiter) = (!self.has_share, &self.parts.limiter);
-            let (blocked, has_share) =
-                limiter.with_ledger(|ledger, now| (ledger.blocked(now), looks && ledger.has_share(now)));
+            let rejected = std::mem::take(&mut self.rejected);
+            let (blocked, silent, has_share) = limiter.with_ledger(|ledger, now| {
+                ledger.handle_rejected(rejected);
+                (ledger.blocked(now), ledger.silent(now), looks && ledger.has_share(now))
+            });
             self.blockers.look(blocked, now);
+            self.silences.look(silent, now);
             if has_share {
                 self.has_share = true;
                 info!(event = "share_received", "has its share of every window that runs");
@@ -308,6 +322,9 @@ impl<N: Net> Run<N> {
             Err(rejected) => *stats.frames_rejected.entry(rejected.reason()).or_default() += 1,
         });
         if let Err(rejected) = &received {
+            if let Some(why) = rejected.apart().filter(|_| self.rejected.len() < MAX_REJECTED) {
+                self.rejected.insert(from, why);
+            }
             // A wrong key must not be silent, and a flood must not fill the log.
             match self.complaints.note(rejected.reason(), Instant::now()) {
                 Some(times) => {

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::{Claim, Denied, Standing, Unit};
+use crate::{Claim, Denied, Quota, Standing, Unit};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
@@ -123,7 +123,7 @@ pub fn encoded(encoding: &[u8]) -> Refusal {
 pub fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, family: Family) -> Refusal {
     let (quota, standing) = (denied.by(), denied.standing());
     let kind = if quota.unit() == Unit::Requests { "requests" } else { "tokens" };
-    let on = format!("{} per {:?}", quota.unit(), quota.window());
+    let on = scope(&quota, standing.limit);
     let (limit, used, requested) = (standing.limit, standing.used, claim.amount(quota.unit()));
     let message = match denied {
         Denied::TooLarge { .. } => format!(
@@ -149,7 +149,9 @@ pub fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, fami
     };
     let mut headers = Box::<HeaderMap>::default();
     headers.insert(REFUSED_BY, HeaderValue::from_static("quotum"));
-    let which = format!("{}={limit};window={:?};deployment={deployment}", quota.unit(), quota.window());
+    let (amount, window) = (quota.amount(), quota.window());
+    let slice = if limit == amount { String::new() } else { format!(";at_once={limit}") };
+    let which = format!("{}={amount};window={window:?}{slice};deployment={deployment}", quota.unit());
     if let Ok(which) = HeaderValue::from_str(&which) {
         headers.insert(LIMIT, which);
     }
@@ -161,6 +163,14 @@ pub fn denied(denied: &Denied, model: &str, deployment: &str, claim: Claim, fami
     // OpenAI's SDKs try every 429 again unless they are told not to.
     refusal.headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     refusal
+}
+
+/// Returns what a refusal speaks of: a window, or so much of one as may be used at once.
+fn scope(quota: &Quota, at_once: u64) -> String {
+    if at_once == quota.amount() {
+        return format!("{} per {:?}", quota.unit(), quota.window());
+    }
+    format!("{} ({quota}, of which at most {at_once} at once)", quota.unit())
 }
 
 /// Returns the answer to a request that is not sent because the upstream asked for a
@@ -313,7 +323,7 @@ fn go_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Clock, Limiter, Quota, Timestamp};
+    use crate::{Clock, Limiter, Timestamp};
 
     /// Twenty minutes into a window of an hour.
     struct Third;
@@ -334,6 +344,29 @@ mod tests {
         // A quarter, and three of the six parts of the rest.
         assert!(message.contains("Limit 100000, Used 0, Requested 90000; of the limit 62500 have vested"), "{message}");
         assert!(message.ends_with("comes in instalments. Please try again in 30m0s."), "{message}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_limit_that_was_configured_and_what_of_it_fits_at_once() {
+        for (quota, on, which) in [
+            (
+                Quota::tokens(1_000).per_minute(),
+                "on tokens per 60s: Limit 1000,",
+                "tokens=1000;window=60s;deployment=d",
+            ),
+            (
+                Quota::tokens(1_000).per_minute().sliding(),
+                "on tokens (1000 tokens in any 60s, of which at most 200 at once): Limit 200,",
+                "tokens=1000;window=60s;at_once=200;deployment=d",
+            ),
+        ] {
+            let limiter = Limiter::builder().clock(Third).deployment("d", [quota]).build().unwrap();
+            let claim = Claim::tokens(1_001);
+            let refused = limiter.handle("d").unwrap().try_acquire(claim).unwrap_err();
+            let refusal = denied(&refused, "m", "d", claim, Family::OpenAi);
+            assert!(refusal.message.contains(on), "{}", refusal.message);
+            assert_eq!(refusal.headers[LIMIT], which);
+        }
     }
 
     #[test]

@@ -138,6 +138,8 @@ pub struct Ledger {
     ignored: Ignored,
     /// What is wrong with the directory, since its last answer.
     trouble: Option<Blocked>,
+    /// Where frames came from lately that were thrown away, and why.
+    rejected: BTreeMap<SocketAddr, &'static str>,
 }
 
 /// A limiter joins a fleet once; nothing changed. Whoever wrote the program can mend it: build
@@ -207,6 +209,7 @@ impl Ledger {
             notes: VecDeque::new(),
             ignored: Ignored::default(),
             trouble: None,
+            rejected: BTreeMap::new(),
         }
     }
 
@@ -277,6 +280,12 @@ impl Ledger {
     pub fn handle_no_listing(&mut self, why: String, resolve: String, now: Timestamp) {
         self.advance(now);
         self.trouble = Some(Blocked { who: self.roster.slot().addr.to_string(), why, resolve });
+    }
+
+    /// Takes where frames came from, since this was last called, that could not be opened, and
+    /// why not. Nothing follows from it but what is said of whoever does not answer there.
+    pub fn handle_rejected(&mut self, rejected: BTreeMap<SocketAddr, &'static str>) {
+        self.rejected = rejected;
     }
 
     /// Takes proofs of the platform that replicas are gone (docs/algorithm.md section 3 a).

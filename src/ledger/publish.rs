@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::account::{Account, Actor, Merged};
 use super::limits::Other;
@@ -14,6 +15,10 @@ use super::message::{Message, ReplicaId, RosterMessage, Row, Target, Transmit};
 use super::roster::Blocked;
 use super::window::{EPSILON, MAX_LEAD, Timestamp, Window};
 use super::{KeyState, Ledger, Note, window_of};
+
+/// How long a peer that is not proven gone is silent before it is shown as that: a restart, a
+/// pause for garbage or a lost burst is over by then.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// How many ticks in a row a changed row is sent: at 20 % loss it then gets through to a
 /// peer in 99 of 100 cases; the relay and chitchat carry the rest.
@@ -310,7 +315,36 @@ impl Ledger {
         blocked.extend(self.roster.fenced(self.now));
         let behind = self.behind(clock);
         blocked.extend((behind > 2 * EPSILON).then(|| Blocked::ahead(self.roster.me(), behind)));
+        for block in &mut blocked {
+            let addr = block.who.parse().ok();
+            let addr = addr.or_else(|| self.address_of(ReplicaId::parse(&block.who)?));
+            if let Some(why) = addr.and_then(|addr| self.rejected.get(&addr)) {
+                block.reject(why);
+            }
+        }
         blocked
+    }
+
+    /// Returns the peers that this replica and they have not heard one another of for long,
+    /// and that nothing proves gone: what they hold of any window is out of reach.
+    pub fn silent(&self, clock: Timestamp) -> Vec<Blocked> {
+        let now = self.now.max(clock);
+        let peers = self.roster.peers().filter(|(id, _)| !self.is_reachable(*id, now));
+        let silent = peers.filter_map(|(id, slot)| {
+            let peer = self.peers.get(&id).copied().unwrap_or_default();
+            // Who was never heard is waited for, and that is said elsewhere.
+            let (unheard, unechoed) = (now.since(peer.heard), clock.min(now).since(peer.echo));
+            let heard = peer.contact.is_some();
+            let silent = heard && unheard.max(unechoed) >= SILENT;
+            silent.then(|| {
+                let mut silent = Blocked::silent(id, slot, unheard, unechoed, self.roster.directory());
+                if let Some(why) = self.rejected.get(&slot.addr) {
+                    silent.reject(why);
+                }
+                silent
+            })
+        });
+        silent.collect()
     }
 
     /// Returns the rows of one replica's account as messages: one, unless it has given to
@@ -392,6 +426,7 @@ impl Ledger {
     /// alone: whether it may take traffic.
     pub fn is_ready(&self, now: Timestamp) -> bool {
         !self.roster.is_leaving()
+            && !self.roster.is_declared_gone()
             && (self.roster.first().is_some()
                 || (self.roster.has_looked() && self.roster.peers().any(|(id, _)| self.is_reachable(id, now))))
     }
@@ -402,7 +437,8 @@ impl Ledger {
         let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
         let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
         self.roster.first().is_some_and(|first| {
-            states.all(|state| state.slices.latest_instalment(window_of(state, now), now).start() >= first)
+            !self.roster.is_declared_gone()
+                && states.all(|state| state.slices.latest_instalment(window_of(state, now), now).start() >= first)
         })
     }
 }

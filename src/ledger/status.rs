@@ -49,6 +49,11 @@ pub struct Status {
     pub leaving: bool,
     /// Who keeps it from its share, or costs it a part, and what resolves it.
     pub blocked: Vec<Blocked>,
+    /// Peers that do not answer and that nothing proves gone: what that costs, and what resolves
+    /// it.
+    pub silent: Vec<Blocked>,
+    /// Whether the fleet was told that this replica is dead: it takes no further share.
+    pub declared_gone: bool,
     /// How far its clock is behind the latest instant that it ever showed: for so long this
     /// replica stays in the windows of that instant.
     pub clock_behind: Duration,
@@ -63,9 +68,13 @@ pub struct Status {
 }
 
 impl Status {
-    /// Says why a restart is better than to wait, if it is: the clock once showed an instant
-    /// more than a minute from now. A new process has its share of the next window but one.
+    /// Says why a restart is better than to wait, if it is: the fleet takes this process for
+    /// dead, or its clock once showed an instant more than a minute from now. A new process has
+    /// its share of the next window but one.
     pub fn stuck(&self) -> Option<String> {
+        if self.declared_gone {
+            return Some("the fleet was told that this process is dead, and it takes no further share".into());
+        }
         let behind = self.clock_behind;
         (behind > STUCK).then(|| {
             format!(
@@ -154,6 +163,8 @@ impl Ledger {
             has_share: self.has_share(now),
             leaving: self.roster.is_leaving(),
             blocked: self.blocked(clock),
+            silent: self.silent(clock),
+            declared_gone: self.roster.is_declared_gone(),
             clock_behind: self.behind(clock),
             peers: self
                 .roster

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ledger::{LimitStatus, PeerStatus};
+use crate::ledger::{Blocked, LimitStatus, PeerStatus};
 use crate::{Mode, Standing, Status};
 
 /// Returns what a status says of this replica, its peers and its limits.
@@ -18,7 +18,9 @@ pub fn status_json(status: &Status) -> Value {
         "joined_at_unix_ms": status.joined.map(|at| at.unix_ms()),
         "has_share": status.has_share,
         "leaving": status.leaving,
-        "blocked": blocked(status),
+        "blocked": blocked(&status.blocked),
+        "silent": blocked(&status.silent),
+        "declared_gone": status.declared_gone,
         "clock_behind_ms": u64::try_from(status.clock_behind.as_millis()).unwrap_or(u64::MAX),
         "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
         "limits": status.limits.iter().map(limit_json).collect::<Vec<_>>(),
@@ -66,9 +68,8 @@ pub fn limit_json(limit: &LimitStatus) -> Value {
     })
 }
 
-fn blocked(status: &Status) -> Vec<Value> {
-    let blocked = status.blocked.iter();
-    blocked.map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
+fn blocked(blocked: &[Blocked]) -> Vec<Value> {
+    blocked.iter().map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
 }
 
 fn peer(peer: &PeerStatus) -> Value {

@@ -59,7 +59,7 @@ impl Roster {
                 resolve: format!("add {address} to gossip.seeds of every replica"),
             });
         }
-        if self.members.len() >= CROWDED {
+        if self.members.len() >= CROWDED && !self.is_full() {
             let gone = self.members.values().filter(|entry| entry.gone.is_some()).count();
             blocked.push(Blocked {
                 who: self.me.to_string(),
@@ -78,7 +78,7 @@ impl Roster {
                 resolve: "set this machine's clock (NTP)".into(),
             });
         }
-        if self.gone_me.is_some() && !self.leaving {
+        if self.is_declared_gone() {
             blocked.push(Blocked {
                 who: self.me.to_string(),
                 why: "the fleet has been told that this replica is dead; it takes no further share".into(),

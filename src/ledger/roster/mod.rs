@@ -203,6 +203,11 @@ impl Roster {
         self.leaving
     }
 
+    /// Returns whether the fleet was told that this replica is dead, which it is not.
+    pub const fn is_declared_gone(&self) -> bool {
+        self.gone_me.is_some() && !self.leaving
+    }
+
     /// Returns whether the directory has given an answer that counts.
     pub const fn has_looked(&self) -> bool {
         self.looked.is_some()

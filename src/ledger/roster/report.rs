@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::MAX_MEMBERS;
-use crate::ledger::message::ReplicaId;
+use super::settings::Directory;
+use crate::ledger::message::{ReplicaId, Slot};
 use crate::ledger::window::Timestamp;
 
 /// What happened to the roster that an operator may want to know.
@@ -135,6 +136,45 @@ pub struct Blocked {
 }
 
 impl Blocked {
+    /// A peer does not answer, and nothing proves it gone.
+    pub(in crate::ledger) fn silent(
+        id: ReplicaId,
+        slot: &Slot,
+        unheard: Duration,
+        unechoed: Duration,
+        directory: Directory,
+    ) -> Self {
+        let what = if unheard >= unechoed.min(Duration::from_secs(1)) {
+            format!("has not been heard for {} s", unheard.as_secs())
+        } else {
+            format!("is heard, and has not heard this replica for {} s", unechoed.as_secs())
+        };
+        let by_itself = match directory {
+            Directory::Name => "it is proven gone when its address has left the name, or by its successor there",
+            _ => "restart it where it ran",
+        };
+        Self {
+            who: id.to_string(),
+            why: format!(
+                "{} at {} {what}: what it holds of the running windows, and its share of each that starts, are \
+                out of reach until it answers or is proven gone",
+                slot.node, slot.addr
+            ),
+            resolve: format!(
+                "let UDP through if it runs; if not, {by_itself}, or if it has surely ended: quotum forget {id}"
+            ),
+        }
+    }
+
+    /// Frames do come from there, and are thrown away: to forget whoever runs there would cost
+    /// a share of each window.
+    pub(in crate::ledger) fn reject(&mut self, why: &str) {
+        self.why = format!("{}; frames from there are thrown away: {why}", self.why);
+        self.resolve = "give both the same gossip key, cluster name and release; somebody runs there, so do not \
+            forget it"
+            .into();
+    }
+
     /// The clock has shown a later instant than it does now.
     pub(in crate::ledger) fn ahead(me: ReplicaId, behind: Duration) -> Self {
         Self {

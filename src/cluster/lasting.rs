@@ -1,6 +1,6 @@
-//! What blocks, said in the log: once when it lasts, and once when it is over.
+//! What lasts, said in the log: once when it has lasted, and once when it is over.
 //!
-//! Knows what was blocked at the last look. Must not know why or what follows. The invariant
+//! Knows what was the matter at the last look. Must not know why or what follows. The invariant
 //! it keeps: no line for what resolves itself during a healthy start, and no second line for
 //! what has been said.
 
@@ -15,23 +15,46 @@ use crate::ledger::Blocked;
 /// Longer than peers need to answer one another.
 const LASTS: Duration = Duration::from_secs(2);
 
-/// What blocked at the last look.
-#[derive(Debug, Default)]
-pub(crate) struct Blockers {
+/// What is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Matter {
+    /// Who holds a share up.
+    Share,
+    /// A peer that does not answer.
+    Peer,
+}
+
+/// What was the matter at the last look.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    matter: Matter,
     /// By who and what resolves it, as the reason may count seconds: since when, and whether
     /// it was said.
     known: BTreeMap<(String, String), (Instant, bool)>,
 }
 
-impl Blockers {
+impl Lasting {
+    /// Returns what has seen nothing yet.
+    pub(crate) const fn of(matter: Matter) -> Self {
+        Self { matter, known: BTreeMap::new() }
+    }
+
     /// Logs what has lasted and what is over.
     pub(crate) fn look(&mut self, blocked: Vec<Blocked>, now: Instant) {
         let (news, over) = self.news(blocked, now);
         for Blocked { who, why, resolve } in news {
-            warn!(event = "share_blocked", who, why, resolve, "a share is held up by {who}: {why}; {resolve}");
+            match self.matter {
+                Matter::Share => {
+                    warn!(event = "share_blocked", who, why, resolve, "a share is held up by {who}: {why}; {resolve}");
+                }
+                Matter::Peer => warn!(event = "peer_silent", who, why, resolve, "replica {who}, {why}; {resolve}"),
+            }
         }
         for who in over {
-            info!(event = "share_unblocked", who, "no longer held up by {who}");
+            match self.matter {
+                Matter::Share => info!(event = "share_unblocked", who, "no longer held up by {who}"),
+                Matter::Peer => info!(event = "peer_back", who, "replica {who} answers again, or is proven gone"),
+            }
         }
     }
 
@@ -63,9 +86,9 @@ mod tests {
 
     #[test]
     fn what_lasts_is_said_once_and_its_end_too() {
-        let (mut blockers, start) = (Blockers::default(), Instant::now());
+        let (mut lasting, start) = (Lasting::of(Matter::Share), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let mut look = |blocked, ms| blockers.news(blocked, at(ms));
+        let mut look = |blocked, ms| lasting.news(blocked, at(ms));
         assert_eq!(look(vec![blocked("a", "1"), blocked("b", "")], 0), (vec![], vec![]));
         assert_eq!(look(vec![blocked("a", "2")], 1_999), (vec![], vec![]), "b was never said");
         assert_eq!(look(vec![blocked("a", "3")], 2_000), (vec![blocked("a", "3")], vec![]));
