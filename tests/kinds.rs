@@ -131,6 +131,47 @@ fn what_a_slice_leaves_is_in_the_next_one_and_is_used_once() {
 }
 
 #[test]
+fn an_untouched_bucket_stands_as_it_will_when_touched() {
+    let quota = Quota::tokens(100_000).per_minute().bucket(100_000);
+    let clock = fleet::ManualClock::default();
+    clock.set(START);
+    let limiter = quotum::Limiter::builder().deployment("gpt", [quota]).clock(clock.clone()).build().expect("valid");
+    let handle = limiter.handle("gpt").expect("configured");
+    assert_eq!(handle.standings()[0].spendable, quota.largest_claim(), "alone it owns all that is alive");
+    assert!(handle.try_acquire(Claim::tokens(quota.largest_claim())).is_ok());
+
+    for (mode, pods) in [(Mode::Strict, 1), (Mode::Strict, 3), (Mode::Elastic { beta: Portion::percent(10) }, 3)] {
+        let mut fleet = Fleet::joined_in(mode, quota, START + 1_000, pods);
+        let mut seen = std::collections::BTreeSet::new();
+        // Not yet full; full; what other slices left; all of it expired; half of that taken.
+        for (idle_ms, part) in [(9_000, 0), (60_000, 3), (7_300, 2), (7_300, 4), (15_000, 1), (3_000, 2), (90_000, 1)] {
+            // Nothing looks meanwhile, or a tick does.
+            for tick in [false, true] {
+                fleet.pass(idle_ms);
+                fleet.run(usize::from(tick));
+                for pod in &fleet.pods {
+                    let (name, before) = (format!("{mode:?} {pods} {idle_ms} {tick}"), pod.handle.standings()[0]);
+                    assert!(pod.try_take(1));
+                    let after = pod.handle.standings()[0];
+                    assert_eq!(before.spendable, after.spendable + 1, "{name}");
+                    assert_eq!(before.limit, after.limit);
+                    let parts = before.used + before.margin_reachable + before.margin_unreachable + before.spendable;
+                    assert!(
+                        parts >= before.limit && mode != Mode::Strict || parts == before.limit,
+                        "{name}: {before:?}"
+                    );
+                    seen.insert(before.spendable);
+                    if part > 0 {
+                        assert!(pod.try_take(after.spendable / part));
+                    }
+                }
+            }
+        }
+        assert!(seen.len() >= 8, "{seen:?}");
+    }
+}
+
+#[test]
 fn an_overrun_in_an_ended_slice_is_paid_by_the_running_one() {
     let quota = Quota::tokens(60_000).per_minute().bucket(60_000);
     let mut fleet = Fleet::joined(quota, START + 1_000, 1);
