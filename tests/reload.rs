@@ -389,6 +389,16 @@ fn a_reservation_just_before_a_unit_changes_is_charged_in_both_and_settled_in_bo
 }
 
 #[test]
+fn a_request_is_counted_once_while_a_new_unit_waits_for_its_window() {
+    let mut fleet = fleet(1);
+    fleet.reload(0, [minute(LIMIT), Quota::requests(2).per(Duration::from_secs(86_400))]);
+    fleet.pods[0].handle = fleet.pods[0].limiter.handle(DEPLOYMENT).expect("configured");
+    assert_eq!(admitted(&fleet, 0, 1_000), 9);
+    let counters = fleet.pods[0].limiter.status().limits[0].quotas[0].1;
+    assert_eq!((counters.admitted, counters.refunded), (LIMIT, 0));
+}
+
+#[test]
 fn a_kept_handle_sees_a_limit_even_if_it_knew_only_of_other_units() {
     let mut fleet = fleet(1);
     fleet.reload(0, [minute(LIMIT), Quota::requests(2).per_minute()]);

@@ -121,20 +121,23 @@ impl Handle {
         true
     }
 
-    /// Gives back what was taken before `stuck`, and takes all again: near a window's end
-    /// in both windows.
+    /// Goes on where a hit was stuck: near a window's end in both windows. What was taken before
+    /// is not given back and taken again: both would be counted.
     #[cold]
     fn take_out_of_line(&self, claim: Claim, now: Timestamp, stuck: &Counter) -> bool {
-        let before = self.deployment.counters.iter().take_while(|counter| !std::ptr::eq(*counter, stuck));
-        let taken = before.map(|counter| (counter, counter.place_at(now.unix_ms()).0, claim.amount(counter.unit)));
-        self.put_back(taken.filter(|(.., amount)| *amount != 0));
+        let counters = &self.deployment.counters;
+        let place = counters.iter().take_while(|counter| !std::ptr::eq(*counter, stuck)).count();
+        let taken = counters[..place].iter();
+        let taken = taken.map(|counter| (counter, counter.place_at(now.unix_ms()).0, claim.amount(counter.unit)));
+        let taken = taken.filter(|(.., amount)| *amount != 0);
         if self.deployment.successor.get().is_some() {
+            self.put_back(taken);
             return false;
         }
-        let charges = self.charges(claim, now);
+        let charges = self.charges_from(place, claim, now);
         for (done, (counter, number, amount)) in charges.clone().enumerate() {
             if counter.ring.take(number, amount).is_err() {
-                self.put_back(charges.take(done));
+                self.put_back(taken.chain(charges.take(done)));
                 return false;
             }
         }
@@ -158,8 +161,18 @@ impl Handle {
         claim: Claim,
         at: Timestamp,
     ) -> impl Iterator<Item = (&'a Counter, u64, u64)> + Clone + use<'a> {
+        self.charges_from(0, claim, at)
+    }
+
+    /// The same without the first `place` counters.
+    fn charges_from<'a>(
+        &'a self,
+        place: usize,
+        claim: Claim,
+        at: Timestamp,
+    ) -> impl Iterator<Item = (&'a Counter, u64, u64)> + Clone + use<'a> {
         let edge_ms = self.deployment.edge_ms;
-        self.deployment.counters.iter().flat_map(move |counter| {
+        self.deployment.counters[place..].iter().flat_map(move |counter| {
             let amount = claim.amount(counter.unit);
             let windows = counter.windows(at, edge_ms).filter(move |_| amount != 0);
             windows.map(move |number| (counter, number, amount))
