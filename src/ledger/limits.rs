@@ -77,6 +77,9 @@ pub(super) struct KeyState {
     pub(super) mode: Mode,
     /// Whether requests of this replica are or were checked against it.
     pub(super) own: bool,
+    /// From when on they are not, because quotas of other units are in force instead. Its windows
+    /// go on: what was charged to them stays so, and peers may still enforce it.
+    pub(super) lifted: Timestamp,
     pub(super) ring: Arc<WalletRing>,
     pub(super) open: Few<Account>,
     /// Only a bucket's rights outlive their slice.
@@ -103,6 +106,7 @@ impl KeyState {
             limit,
             mode,
             own,
+            lifted: Timestamp::NEVER,
             ring: Arc::new(WalletRing::new(from)),
             open: Few::default(),
             carry: (!slices.guarded).then(|| Carry::new(slices.lifetime, first)),
@@ -233,7 +237,8 @@ impl Shape {
 impl Ledger {
     /// Returns the keys that a limit's requests at `now` are checked against, in key order.
     pub(super) fn in_force(&self, limit: usize, now: Timestamp) -> impl Iterator<Item = usize> + '_ {
-        self.limits[limit].keys.iter().copied().filter(move |key| self.keys[*key].ring.is_in_force(now))
+        let is_in_force = move |key: &usize| self.keys[*key].ring.is_in_force(now) && now < self.keys[*key].lifted;
+        self.limits[limit].keys.iter().copied().filter(is_in_force)
     }
 
     /// Returns the key and window that a message speaks of, if they are this replica's: `None`

@@ -5,7 +5,8 @@
 //! share of a window in one version, and a version that was in force when a window was
 //! opened here stays in force for it. A replica's place in a window does not depend on the
 //! version, so with old and new side by side the shares sum up to at most the larger limit
-//! (docs/decisions/0007).
+//! (docs/decisions/0007). And a limit that is configured is never without a quota in force, once
+//! it had one: what nothing follows holds until all that is new has started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use super::quota::{Key, LimitId, Quota};
 use super::window::{MAX_LEAD, Timestamp};
 use super::{Ledger, window_of};
 
-/// A quota that another one follows, or that ends or starts.
+/// A quota that starts, and what it follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {
-    /// What is in force until then; `None` if nothing limits the unit yet.
+    /// What is in force until then: of the same unit or, where that one is configured no more, of
+    /// another. `None` if nothing ends then.
     pub from: Option<Quota>,
     /// What is in force from then on.
     pub to: Quota,
@@ -34,7 +36,8 @@ impl Ledger {
     /// A limit that is new is in force at once. Of one that is known each quota goes on
     /// until the one that follows it starts: at the first start of a window of the new one
     /// that nobody can have touched here. A quota of a unit that was not limited starts with
-    /// its next window; one that nothing follows ends at once.
+    /// its next window. One that nothing follows ends at once, or with the start of the last of
+    /// those that are new.
     pub(crate) fn configure(
         &mut self,
         name: &str,
@@ -52,6 +55,7 @@ impl Ledger {
                 limit
             }
         };
+        self.switch(limit, now);
         self.limits[limit].name = name.into();
         self.limits[limit].configured = true;
         self.limits[limit].mode = mode;
@@ -115,28 +119,34 @@ impl Ledger {
             let state = &self.keys[*key];
             let start = state.ring.from();
             if start > now {
+                let (to, at) = (state.versions[0].1.quota, start);
                 let before = self.keys_until(limit, start, state.key.quota);
-                let from = before.map(|before| self.keys[before].key.quota);
-                switches.push(Switch { from, to: state.versions[0].1.quota, at: start });
+                let lifted = self.limits[limit].keys.iter().filter(|key| self.keys[**key].lifted == start);
+                let ends = before.iter().chain(lifted).map(|key| Some(self.keys[*key].key.quota));
+                let ends: Vec<_> = ends.collect();
+                let ends = if ends.is_empty() { vec![None] } else { ends };
+                switches.extend(ends.into_iter().map(|from| Switch { from, to, at }));
             }
             for pair in state.versions.windows(2).filter(|pair| pair[1].0 > now) {
                 switches.push(Switch { from: Some(pair[0].1.quota), to: pair[1].1.quota, at: pair[1].0 });
             }
         }
-        switches.sort_unstable_by_key(|switch| (switch.at, switch.to));
+        switches.sort_unstable_by_key(|switch| (switch.at, switch.to, switch.from));
         switches
     }
 
     /// Ends what has run out, and forgets versions that no window needs any more.
     pub(super) fn switch(&mut self, limit: usize, now: Timestamp) {
-        let ended = |key: &usize| self.keys[*key].ring.until() <= now;
+        let ended = |key: &usize| self.keys[*key].ring.until().min(self.keys[*key].lifted) <= now;
         if !self.limits[limit].keys.iter().any(ended) {
             return;
         }
         for key in self.limits[limit].keys.clone() {
             let state = &mut self.keys[key];
             let until = state.ring.until();
-            if until <= now {
+            if state.lifted <= now {
+                self.hold_for_others(key);
+            } else if until <= now {
                 self.running_out.insert(key);
                 for account in state.open.values_mut().filter(|account| account.window.end() > until) {
                     account.forfeit(&state.ring);
@@ -163,7 +173,7 @@ impl Ledger {
     /// What a limit's quotas will be when every change has come into force.
     fn wanted(&self, limit: usize) -> Vec<Quota> {
         let states = self.limits[limit].keys.iter().map(|key| &self.keys[*key]);
-        let lasting = states.filter(|state| state.ring.until() == Timestamp::NEVER);
+        let lasting = states.filter(|state| state.ring.until().min(state.lifted) == Timestamp::NEVER);
         let mut quotas: Vec<Quota> = lasting.map(|state| state.key.quota).collect();
         quotas.sort_unstable();
         quotas
@@ -186,6 +196,7 @@ impl Ledger {
         for key in self.limits[limit].keys.clone() {
             let horizon = self.horizon(key, now);
             let state = &mut self.keys[key];
+            state.lifted = Timestamp::NEVER;
             while state.versions.len() > 1 && state.versions.last().is_some_and(|(from, _)| *from > horizon) {
                 state.versions.pop();
             }
@@ -260,6 +271,7 @@ impl Ledger {
         // Other windows of the same unit: the shorter follows the shorter.
         lasting.sort_unstable_by_key(|key| self.keys[*key].key.quota.by_length());
         wanted.sort_unstable_by_key(|quota| quota.by_length());
+        let mut left = Vec::new();
         for old in lasting {
             let unit = self.keys[old].key.quota.unit();
             if let Some(place) = wanted.iter().position(|quota| quota.unit() == unit) {
@@ -271,7 +283,7 @@ impl Ledger {
                 self.push_key(Key { limit: id, quota }, limit, true, at);
                 self.switching.insert(limit);
             } else if self.keys[old].own {
-                self.hold_for_others(old);
+                left.push(old);
             }
         }
         for quota in wanted {
@@ -279,6 +291,27 @@ impl Ledger {
             self.push_key(Key { limit: id, quota }, limit, true, from);
             if !is_new {
                 self.switching.insert(limit);
+            }
+        }
+        self.lift(limit, &left, now);
+    }
+
+    /// Ends what nothing follows: at once if nothing new is still to start, and with the start of
+    /// the last one otherwise, or nothing would be limited until then.
+    fn lift(&mut self, limit: usize, left: &[usize], now: Timestamp) {
+        let stays = |key: &usize| !left.contains(key) && self.keys[*key].ring.until() == Timestamp::NEVER;
+        let new = self.limits[limit].slots.iter().filter(|key| self.keys[**key].own && stays(key));
+        let last = new.map(|key| self.keys[*key].ring.from()).max().filter(|last| *last > now);
+        for old in left.iter().copied() {
+            let from = self.keys[old].ring.from();
+            // It was still to start itself, and nothing ends for it.
+            let never = from > now && self.keys_until(limit, from, self.keys[old].key.quota).is_none();
+            match last.filter(|_| !never) {
+                Some(last) => {
+                    self.keys[old].lifted = last;
+                    self.switching.insert(limit);
+                }
+                None => self.hold_for_others(old),
             }
         }
     }
@@ -323,7 +356,7 @@ impl Ledger {
     fn hold_for_others(&mut self, key: usize) {
         let last = self.last_open(key);
         let state = &mut self.keys[key];
-        state.own = false;
+        (state.own, state.lifted) = (false, Timestamp::NEVER);
         while state.versions.len() > 1 && state.versions.last().is_some_and(|(from, _)| *from > last) {
             state.versions.pop();
         }

@@ -29,8 +29,18 @@ impl Limiter {
     /// nobody can have touched here: up to one window and 2 s later. Until then the old one
     /// holds, so that in a fleet whose replicas are reconfigured one after another nobody
     /// spends more than the larger limit. A quota of a unit that was not limited starts with
-    /// its next window; one without a successor ends at once. [`Status`](crate::Status) lists
-    /// what is still to come.
+    /// its next window: one per day at the next midnight. A quota that none of its unit follows
+    /// ends at once if nothing is still to start, and otherwise with the start of the last of
+    /// what is: a deployment that is told to count requests instead of tokens, or prompts and
+    /// outputs apart, is never without a limit. [`LimitStatus::switches`] lists what is still to
+    /// come, and until when what holds.
+    ///
+    /// A deployment that is new is limited at once, by this replica's share of the running
+    /// window. A replica that joined its fleet in the course of a day has no share of what had
+    /// been dealt of that day before, and none at all of a day that comes
+    /// [at once](Quota::at_once): nothing until midnight but what peers give it.
+    ///
+    /// [`LimitStatus::switches`]: crate::ledger::LimitStatus::switches
     ///
     /// # Errors
     /// Says which deployment is wrong and how; nothing has changed.

@@ -175,6 +175,7 @@ fn changes(before: &[Deployment], after: &[Deployment], limiter: &Limiter) -> Op
     for limit in limiter.status().limits {
         for switch in &limit.switches {
             said.push(format!("{} is {} in {:?}", limit.name, switch.to, switch.at.since(now)));
+            said.dedup(); // It may follow several.
         }
     }
     (!said.is_empty()).then(|| said.join(", "))
