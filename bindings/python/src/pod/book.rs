@@ -414,3 +414,33 @@ impl Declared {
         format!("deployment {:?}: {field}: {why}", self.id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::message::Terms;
+    use super::*;
+
+    fn declared(terms: Terms) -> Declared {
+        // So slow that no slice of a bucket ends while this runs: one takes two hours.
+        let amount = Some(100);
+        Declared { id: "gpt".into(), tpm: amount, rpm: amount, itpm: amount, otpm: amount, model: String::new(), terms }
+    }
+
+    #[test]
+    fn all_that_an_earlier_owner_may_have_spent_is_charged_whatever_the_kind() {
+        let bucket = Terms { kind: Some("bucket".into()), burst: Some(100_000), ..Terms::default() };
+        let elastic = Terms { mode: Some(Mode::Elastic { beta: 0.1 }), ..bucket.clone() };
+        let sliding = Terms { kind: Some("sliding".into()), ..Terms::default() };
+        for terms in [bucket, elastic, sliding, Terms::default()] {
+            let book = Book::new(&[declared(terms.clone())], Arc::new(())).expect("it can be kept");
+            book.forfeit();
+            let handle = book.limiter().handle("gpt").expect("it was declared");
+            // A window of a minute may have ended meanwhile, and the next one is the new owner's.
+            let standings = handle.standings().into_iter();
+            let left: Vec<_> = standings.filter(|standing| standing.used > 0).collect();
+            assert!(left.len() == 4 || terms.burst.is_none(), "{left:?}");
+            assert!(left.iter().all(|standing| standing.spendable == 0), "{left:?}");
+            assert!(left.iter().all(|standing| standing.used >= standing.limit), "{left:?}");
+        }
+    }
+}
