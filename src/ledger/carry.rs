@@ -38,8 +38,25 @@ impl Carry {
 
     /// Returns the slices before `slice` whose rights still live in it and were not dealt.
     pub(super) fn undealt(&mut self, slice: u64) -> std::ops::Range<u64> {
-        self.next = self.next.max((slice + 1).saturating_sub(self.lifetime));
+        self.next = self.yet_to_deal(slice).start;
         self.next..slice
+    }
+
+    /// The same for whoever only looks.
+    pub(super) fn yet_to_deal(&self, slice: u64) -> std::ops::Range<u64> {
+        self.next.max((slice + 1).saturating_sub(self.lifetime))..slice
+    }
+
+    /// Returns what earlier slices would leave a running one that nobody has touched, `late` dealt
+    /// with its first touch: as [`Carry::move_on`] counts it. Negative is debt.
+    pub(super) fn left_for(&self, running: u64, late: u64, open: &Few<Account>, ring: &WalletRing) -> i64 {
+        let first = open.keys().next().unwrap_or(running).min(running);
+        let mut gone = self.gone.max(self.expired(first));
+        for account in open.values().take_while(|account| account.window.number() < running) {
+            gone = gone.max(self.expired(account.window.number())) + account.own_use(ring);
+        }
+        let dealt: u64 = self.shares.range(..running).map(|(_, share)| share).sum();
+        (dealt + late) as i64 - gone.max(self.expired(running))
     }
 
     /// Counts this replica's share of a slice, or that it has none. In the order of slices.

@@ -201,11 +201,10 @@ impl Ledger {
             // Nobody has touched this window here: what the first touch would open.
             None if !state.mode.has_rights() => (0, self.ceiling(key, window, now).unwrap_or(0) as i64, 0, 0),
             None => {
-                let place = self.roster.place(&state.key, slices.instalment_of(window, 0), now);
-                let share = place.map_or(0, |place| place.share(slices.instalment(0)));
-                let balance = share + state.mode.allowance(share);
-                let rest = if self.attached { limit - share } else { 0 };
-                (self.used_of(key, window), balance as i64, share as i64, rest)
+                let (share, kept) = self.rights_untouched(key, window, now);
+                let owned = share as i64 + kept;
+                let rest = if self.attached { limit.saturating_sub(owned.max(0) as u64) } else { 0 };
+                (self.used_of(key, window), owned + state.mode.allowance(share) as i64, owned, rest)
             }
         };
         let spendable = balance.max(0) as u64;
@@ -226,6 +225,26 @@ impl Ledger {
             debt: owned.min(0).unsigned_abs(),
             resets_in: window.end().since(now),
         }
+    }
+
+    /// What the first touch of a window would open: this replica's share of it and, in a bucket,
+    /// what earlier slices left and those of them whose rights still live and nobody has touched.
+    /// Of a window that vests the first instalment only: a look at all of them takes too long.
+    fn rights_untouched(&self, key: usize, window: Window, now: Timestamp) -> (u64, i64) {
+        let state = &self.keys[key];
+        let version = state.version_at(window.start());
+        let slices = version.quota.slices();
+        let share = |instalment, amount| {
+            let place = self.roster.place(&version, instalment, now);
+            place.map_or(0, |place| place.share(amount))
+        };
+        let first = share(slices.instalment_of(window, 0), slices.instalment(0));
+        let Some(carry) = &state.carry else { return (first, 0) };
+        let number = window.number();
+        let undealt = carry.yet_to_deal(number);
+        let first = if undealt.start > number { 0 } else { first };
+        let late = undealt.map(|number| share(slices.earlier(window, number), slices.amount)).sum();
+        (first, carry.left_for(number, late, &state.open, &state.ring))
     }
 
     /// What is used, over all replicas, of what could be full now: in this window, and in a

@@ -449,7 +449,8 @@ pub struct Standing {
     /// Held by replicas that do not answer, or under way, or held by nobody until the
     /// next window; in [`sum`](super::Mode::Sum) the margin itself.
     pub margin_unreachable: u64,
-    /// What this replica may spend without asking anybody.
+    /// What this replica may spend without asking anybody. Of a window that vests and that nobody
+    /// has touched here, what its first instalment brings.
     pub spendable: u64,
     /// What was charged here beyond what this replica held, by settlements or out of an
     /// allowance, and peers' rights have not covered yet.

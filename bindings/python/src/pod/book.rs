@@ -125,12 +125,7 @@ impl Book {
     pub(crate) fn forfeit(&self) {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         for deployment in served.deployments.values() {
-            let nothing = Claim::tokens(0).with(Unit::Requests, 0);
-            let all = deployment.handle.standings().into_iter();
-            let all = all.fold(nothing, |claim, standing| claim.with(standing.quota.unit(), standing.spendable));
-            if let Ok(mut permit) = deployment.handle.try_acquire(all) {
-                permit.start();
-            }
+            while charge_what_stands(&deployment.handle) {}
         }
     }
 
@@ -280,6 +275,28 @@ impl Book {
 
 fn keep(mut charge: Charge) {
     charge.start();
+}
+
+/// Charges what stands as spendable, unit by unit, and says whether anything was charged. What
+/// stands may be more than is there, near a window's end, or less, before anybody has touched
+/// it: so this is asked again until nothing is left.
+fn charge_what_stands(handle: &Handle) -> bool {
+    let mut charged = false;
+    for standing in handle.standings() {
+        let nothing = Claim::tokens(0).with(Unit::Requests, 0);
+        let mut amount = standing.spendable;
+        while amount > 0 {
+            match handle.probe(nothing.with(standing.quota.unit(), amount)) {
+                Ok(mut permit) => {
+                    permit.start();
+                    charged = true;
+                    break;
+                }
+                Err(_) => amount /= 2,
+            }
+        }
+    }
+    charged
 }
 
 /// Keeps who may take the request first; never comes last.
