@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,13 +153,11 @@ impl KeyState {
         window.end() > until && until <= now
     }
 
-    /// Returns which windows a reservation at `at` is charged to.
+    /// Returns which windows a reservation at `at` is charged to, as [`Counter::windows`] does.
     pub(super) fn windows(&self, at: Timestamp, edge_ms: u64) -> impl Iterator<Item = Window> + Clone + use<> {
-        let edge_ms = if self.slices.guarded { edge_ms } else { 0 };
-        let window_at = |at: Timestamp| self.ring.is_in_force(at).then(|| window_of(self, at));
-        let first = window_at(at);
-        let second = window_at(at.plus(Duration::from_millis(edge_ms)));
-        first.into_iter().chain(second.filter(|second| Some(*second) != first))
+        let (grid, window) = (self.slices.grid, window_of(self, at));
+        let left_ms = window.end().unix_ms() - at.unix_ms() + unguarded_ms(&self.slices);
+        charged(&self.ring, at, left_ms, edge_ms).map(move |ahead| if ahead == 0 { window } else { grid.next(window) })
     }
 
     /// Returns when the next thing happens to it at or after `now` by time alone.
@@ -189,7 +188,7 @@ impl Counter {
             Grid::Even(length) => Some(length.ms()),
             Grid::Days(_) => None,
         };
-        let unguarded_ms = if state.slices.guarded { 0 } else { u64::from(u32::MAX) };
+        let unguarded_ms = unguarded_ms(&state.slices);
         let unit = state.key.quota.unit();
         Self { ring: Arc::clone(&state.ring), length_ms, unguarded_ms, unit, number, key: state.key }
     }
@@ -215,11 +214,23 @@ impl Counter {
     #[inline]
     pub(crate) fn windows(&self, at: Timestamp, edge_ms: u64) -> impl Iterator<Item = u64> + Clone + use<> {
         let (number, left_ms) = self.place_at(at.unix_ms());
-        let edge = left_ms <= edge_ms;
-        let here = self.ring.is_in_force(at);
-        let then = edge && self.ring.is_in_force(at.plus(Duration::from_millis(edge_ms)));
-        (u64::from(!here)..1 + u64::from(then)).map(move |ahead| number + ahead)
+        charged(&self.ring, at, left_ms, edge_ms).map(move |ahead| number + ahead)
     }
+}
+
+/// Which windows a reservation is charged to, counted from the one it falls into: what the hot
+/// path takes, what the ledger takes, and what a permit settles. There is no other place that
+/// says so.
+#[inline]
+fn charged(ring: &WalletRing, at: Timestamp, left_ms: u64, edge_ms: u64) -> Range<u64> {
+    let here = ring.is_in_force(at);
+    let then = left_ms <= edge_ms && ring.is_in_force(at.plus(Duration::from_millis(edge_ms)));
+    u64::from(!here)..1 + u64::from(then)
+}
+
+/// Added to what is left of a window: more than any edge where there is no border to guard.
+fn unguarded_ms(slices: &Slices) -> u64 {
+    if slices.guarded { 0 } else { u64::from(u32::MAX) }
 }
 
 /// A quota without its amount: what two versions with the same windows have in common.
@@ -294,5 +305,68 @@ impl Ledger {
         self.by_shape.insert(Shape::of(&key), number);
         self.longest = self.longest.max(key.quota.window().duration());
         number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{LimitId, Zone};
+    use proptest::prelude::*;
+
+    fn quotas() -> impl Strategy<Value = Quota> {
+        let of = |ms: u64| Quota::tokens(1_000_000).per(Duration::from_millis(ms));
+        const ZONES: [&str; 3] = ["UTC0", "CET-1CEST,M3.5.0,M10.5.0/3", "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0"];
+        prop_oneof![
+            (1u64..100_000).prop_map(of),
+            (1u64..20_000, 1u8..=12)
+                .prop_map(
+                    move |(slice_ms, parts)| of(slice_ms * u64::from(parts)).of_kind(WindowKind::Sliding { parts })
+                )
+                .prop_map(|quota| quota.expect("divides")),
+            (1_000u64..100_000, 1_000_000u64..9_000_000).prop_map(move |(ms, burst)| of(ms).bucket(burst)),
+            prop::sample::select(&ZONES[..])
+                .prop_map(|zone| Quota::tokens(1_000_000).per_day(Zone::parse_posix(zone).expect("valid"))),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+        /// What the hot path takes, the ledger takes and a permit settles are the same windows;
+        /// and they are those that an edge reaches, by a look at both of its ends.
+        #[test]
+        fn everybody_charges_a_reservation_to_the_same_windows(
+            quota in quotas(),
+            near_ms in 1_700_000_000_000u64..1_800_000_000_000,
+            // Around a border, or anywhere.
+            off_ms in prop_oneof![-3_000i64..3_000, Just(0), Just(-1), any::<i32>().prop_map(i64::from)],
+            edge in prop_oneof![Just(0u64), Just(1_000), 0u64..=1_000],
+            (from, until) in (-2i64..3, -2i64..4),
+        ) {
+            let slices = quota.slices();
+            let window = slices.grid.window_at(Timestamp::from_unix_ms(near_ms));
+            let at = Timestamp::from_unix_ms(window.start().unix_ms().saturating_add_signed(off_ms));
+            let edge_ms = quota.lead().as_millis() as u64 * edge / 1_000;
+            // In force from or until a start near by, or always.
+            let start = |ahead: i64| {
+                let ms = slices.length().as_millis() as i64 * ahead;
+                slices.grid.window_at(Timestamp::from_unix_ms(window.start().unix_ms().saturating_add_signed(ms))).start()
+            };
+            let from = if from == -2 { Timestamp::ZERO } else { start(from) };
+            let state = KeyState::new(Key { limit: LimitId::of("a"), quota }, 0, Mode::Strict, true, from);
+            state.ring.end_at(if until == 3 { Timestamp::NEVER } else { start(until) });
+            let ledger: Vec<Window> = state.windows(at, edge_ms).collect();
+            let numbers: Vec<u64> = ledger.iter().map(|window| window.number()).collect();
+            prop_assert_eq!(Counter::of(0, &state).windows(at, edge_ms).collect::<Vec<_>>(), &numbers[..]);
+            let reach = if slices.guarded { at.plus(Duration::from_millis(edge_ms)) } else { at };
+            let mut expected: Vec<Window> = [at, reach]
+                .into_iter()
+                .filter(|at| state.ring.is_in_force(*at))
+                .map(|at| slices.grid.window_at(at))
+                .collect();
+            expected.dedup();
+            prop_assert_eq!(ledger, expected);
+        }
     }
 }
