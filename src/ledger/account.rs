@@ -460,8 +460,9 @@ impl Account {
         let before = *peer;
         peer.merge(said);
         news |= *peer != before;
-        // The wire bounds counters to 2^62, so the difference fits and the sum saturates far
-        // above any quota.
+        // A row can say anything: merged by maximum a counter never falls, so the difference is
+        // none below zero, and what the sum cannot hold is cut off, far above any quota: only a
+        // peer that lies comes near.
         let grown = |now: u64, before: u64| (now - before).min(i64::MAX as u64) as i64;
         self.used_by_peers = self.used_by_peers.saturating_add(grown(peer.reserved, before.reserved));
         self.used_by_peers = self.used_by_peers.saturating_sub(grown(peer.refunded, before.refunded));

@@ -12,6 +12,9 @@ use super::{Handle, Permit, Waiter};
 use crate::ledger::{Admission, Claim, Denied, Ticket, Timestamp};
 
 /// The future of [`Handle::acquire`].
+///
+/// # Panics
+/// When it is polled again after it has finished.
 #[must_use = "futures do nothing unless polled"]
 pub struct Acquire<'a> {
     handle: &'a Handle,

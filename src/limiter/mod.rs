@@ -185,6 +185,9 @@ impl Limiter {
 
     /// Runs `act` on the ledger and wakes whoever it served: the door for the cluster
     /// loop, and for a simulator in its place.
+    ///
+    /// `act` runs under the limiter's one lock, which cannot be taken twice: if it calls this
+    /// limiter, a handle or a permit of it, or drops a permit, it waits for itself for ever.
     pub fn with_ledger<R>(&self, act: impl FnOnce(&mut Ledger, Timestamp) -> R) -> R {
         let now = self.now();
         let mut core = self.inner.lock();

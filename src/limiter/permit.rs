@@ -41,6 +41,11 @@ impl Permit<'_> {
 
     /// Replaces the estimate by what was used, in tokens. More than was reserved is
     /// charged at once, to the window of the reservation, and covered by peers' rights.
+    ///
+    /// Prompt and output tokens stay charged as they were reserved, whatever the total: who
+    /// limits them settles by [`Permit::settle_claim`]. Once the window has closed (a fixed one:
+    /// two of its lengths after its end, ten minutes at most) nothing is given back any more, and
+    /// what exceeds the reservation is counted as uncovered.
     #[inline]
     pub fn settle(mut self, total_tokens: u64) {
         self.state = Charge::Settled;
@@ -49,7 +54,10 @@ impl Permit<'_> {
         }
     }
 
-    /// Replaces the estimate by what was used, in every unit.
+    /// Replaces the estimate by what was used, in every unit: what `actual` leaves out counts
+    /// as not used. [`Claim::tokens`] names no prompt and no output tokens, so it gives those
+    /// back in full; [`Claim::prompt_and_output`] names all. After the window has closed it is
+    /// as with [`Permit::settle`].
     pub fn settle_claim(mut self, actual: Claim) {
         self.state = Charge::Settled;
         self.handle.replace(self.claim, self.at, actual);
