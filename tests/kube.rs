@@ -305,6 +305,32 @@ async fn pods_are_listed_then_watched_and_only_an_end_that_was_seen_is_a_proof()
 }
 
 #[tokio::test]
+async fn beside_a_native_sidecar_that_runs_on_the_end_of_the_main_container_proves_nothing() {
+    let server = ApiServer::start().await;
+    let end = json!({"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": AT}});
+    let runs = json!({"state": {"running": {}}, "lastState": {}});
+    let again = json!({"state": {"running": {}}, "lastState": end});
+    let over = json!({"state": end, "lastState": {}});
+    // An init container with `restartPolicy: Always` is listed among those that are over before the pod runs.
+    let pod = |main: &Value, sidecar: &Value| {
+        let (main, init) = (json!([main]), json!([over, sidecar]));
+        json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": main, "initContainerStatuses": init})
+    };
+    server.event("ADDED", "a", pod(&runs, &runs));
+    let kube = kube(&server, 7946, &[]);
+    assert_eq!(listing(&kube, &["10.0.0.1"]).await.gone, []);
+    server.event("MODIFIED", "a", pod(&again, &runs));
+    server.event("ADDED", "b", running("10.0.0.2"));
+    assert_eq!(listing(&kube, &["10.0.0.1", "10.0.0.2"]).await.gone, [], "the main container was started again");
+    server.event("MODIFIED", "a", pod(&over, &runs));
+    server.event("ADDED", "c", running("10.0.0.3"));
+    let answer = listing(&kube, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]).await;
+    assert_eq!(answer.gone, [], "sidecars are ended after the main container");
+    server.event("MODIFIED", "a", pod(&over, &over));
+    assert_eq!(listing(&kube, &["10.0.0.2", "10.0.0.3"]).await.gone, [proof("10.0.0.1")]);
+}
+
+#[tokio::test]
 async fn a_broken_watch_goes_on_where_it_was_and_misses_nothing() {
     let server = ApiServer::start().await;
     server.event("ADDED", "a", running("10.0.0.1"));

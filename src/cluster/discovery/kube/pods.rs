@@ -286,6 +286,32 @@ mod tests {
     }
 
     #[test]
+    fn whatever_else_may_run_at_an_address_must_have_ended_as_well() {
+        let last = json!({"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": AT}});
+        let again = json!({"state": {"running": {}}, "lastState": last});
+        let proves = |main: &Value, others: &str, other: &Value| {
+            let mut pods = Pods::new(7946);
+            let status = json!({"podIP": "10.0.0.1", "containerStatuses": main, others: other});
+            let pod = json!({"metadata": {"uid": "a"}, "status": status});
+            pods.list(vec![serde_json::from_value(pod).unwrap()]);
+            !pods.answer().gone.is_empty()
+        };
+        let waits = json!([{"state": {"waiting": {"reason": "PodInitializing"}}, "lastState": last}]);
+        // A native sidecar; what `kubectl debug` has added.
+        for others in ["initContainerStatuses", "ephemeralContainerStatuses"] {
+            for main in [json!([again]), terminated(AT, "Error")] {
+                assert!(!proves(&main, others, &running()), "{others}: it runs");
+                assert!(!proves(&main, others, &json!([again])), "{others}: it runs again");
+                assert!(!proves(&main, others, &waits), "{others}: it may be started by now");
+                assert!(!proves(&main, others, &terminated(AT, NOT_SEEN)), "{others}: nobody saw it end");
+                assert!(proves(&main, others, &terminated(AT, "Completed")), "{others}: it is over");
+            }
+            assert!(!proves(&Value::Null, others, &terminated(AT, "Completed")), "{others}: none has begun");
+            assert!(!proves(&running(), others, &json!([again])), "{others}: the other one runs on");
+        }
+    }
+
+    #[test]
     fn ends_of_pods_that_are_no_more_are_bounded() {
         let mut pods = Pods::new(7946);
         for number in 0..=2 * MAX_ENDED {
