@@ -42,6 +42,10 @@ pub(super) struct Status {
     #[serde(rename = "podIP")]
     pub(super) pod_ip: String,
     pub(super) container_statuses: Option<Vec<Container>>,
+    /// Native sidecars are among them.
+    init_container_statuses: Option<Vec<Container>>,
+    /// What `kubectl debug` has added.
+    ephemeral_container_statuses: Option<Vec<Container>>,
 }
 
 /// One container.
@@ -50,6 +54,13 @@ pub(super) struct Status {
 pub(super) struct Container {
     state: State,
     last_state: State,
+}
+
+impl Container {
+    /// When it ended, if it has and somebody saw it.
+    fn ended(&self) -> Option<Timestamp> {
+        self.state.terminated.as_ref()?.at()
+    }
 }
 
 /// What it does, or did last.
@@ -87,9 +98,19 @@ impl Pod {
         self.status.container_statuses.as_deref().unwrap_or_default()
     }
 
+    /// Returns what is there beside its containers, and may be a process at its address as well.
+    fn others(&self) -> impl Iterator<Item = &Container> {
+        let Status { init_container_statuses, ephemeral_container_statuses, .. } = &self.status;
+        [init_container_statuses, ephemeral_container_statuses].into_iter().flatten().flatten()
+    }
+
     /// Whether nothing of it runs any more, and when the last container ended.
     fn ended(&self) -> Option<Timestamp> {
-        let ends = self.containers().iter().map(|container| container.state.terminated.as_ref()?.at());
+        // Init containers are over before the others have begun.
+        if self.containers().is_empty() {
+            return None;
+        }
+        let ends = self.containers().iter().chain(self.others()).map(Container::ended);
         ends.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
@@ -97,7 +118,7 @@ impl Pod {
     /// cannot tell which is ours, so all of them must have.
     fn ended_by(&self) -> Option<Timestamp> {
         let before = || match self.containers() {
-            [only] => only.last_state.terminated.as_ref()?.at(),
+            [only] if self.others().all(|other| other.ended().is_some()) => only.last_state.terminated.as_ref()?.at(),
             _ => None,
         };
         self.ended().or_else(before)
