@@ -86,6 +86,54 @@ async fn the_trace_context_of_a_caller_reaches_the_upstream() {
 }
 
 #[tokio::test]
+async fn what_an_upstream_says_of_itself_to_browsers_reaches_no_caller() {
+    let answer = fine(
+        "Set-Cookie: __cf_bm=secret; path=/; domain=.upstream.invalid\r\nset-cookie: second=1\r\n\
+         Strict-Transport-Security: max-age=31536000; includeSubDomains\r\nX-Request-Id: 7\r\n",
+        USED_TWELVE,
+    );
+    let (upstream, _seen) = saying(answer).await;
+    let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
+    let told = bench.chat(hello(), &[]).await;
+    // A cookie would be sent to us, which withhold it, or let one caller be taken for another.
+    assert_eq!(told.header("set-cookie"), None);
+    // It would speak for this pod's name, and for all below it.
+    assert_eq!(told.header("strict-transport-security"), None);
+    assert_eq!(told.header("x-request-id"), Some("7"));
+}
+
+#[tokio::test]
+async fn a_caller_chooses_neither_the_key_nor_what_our_key_is_billed_to() {
+    let (base, mut seen) = saying(fine("", USED_TWELVE)).await;
+    let with_key = Extra { upstream: Some(&base), deployment: "api_key: ours", ..Extra::default() };
+    for extra in [Extra { upstream: Some(&base), ..Extra::default() }, with_key] {
+        let bench = Bench::with(extra).await;
+        let withheld = [
+            "authorization",
+            "cookie",
+            "api-key",
+            "x-api-key",
+            "ocp-apim-subscription-key",
+            "x-goog-api-key",
+            "openai-organization",
+            "openai-project",
+            "x-goog-user-project",
+        ];
+        let sent: Vec<_> = withheld.iter().map(|name| (*name, "theirs")).collect();
+        let known = [("openai-beta", "assistants=v2"), ("anthropic-beta", "x"), ("anthropic-version", "2023-06-01")];
+        for path in ["/v1/chat/completions", "/v1/messages", "/v1/images/generations"] {
+            let all: Vec<_> = sent.iter().chain(&known).copied().collect();
+            bench.send(request("POST", path, &all, hello().to_string())).await;
+            let head = String::from_utf8(seen.recv().await.unwrap()).unwrap();
+            assert!(!head.contains("theirs"), "{path}: {head}");
+            for (name, value) in known {
+                assert!(head.contains(&format!("{name}: {value}\r\n")), "{path}: {head}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn headers_of_one_connection_stay_on_it_and_the_rest_pass_as_bytes() {
     let answer = fine(
         "Connection: X-Theirs, Close\r\nX-Theirs: 1\r\nAlt-Svc: h3=\":443\"\r\nTrailer: x-late\r\nKeep-Alive: timeout=5\r\n\
