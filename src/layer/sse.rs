@@ -98,30 +98,62 @@ fn data(event: &[u8]) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use allocation_counter::measure;
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Returns what passes and the data seen when `text` arrives in pieces of `size`.
-    fn run(text: &str, size: usize, hide: &str) -> (String, Vec<String>) {
-        let (mut events, mut passed, mut seen) = (Events::default(), Vec::new(), Vec::new());
-        for piece in text.as_bytes().chunks(size) {
+    /// Returns what passes and the data seen when these pieces arrive, but for the end of the stream.
+    fn pushed<'a>(
+        events: &mut Events,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+        hide: &str,
+    ) -> (String, Vec<String>) {
+        let (mut passed, mut seen) = (Vec::new(), Vec::new());
+        for piece in pieces {
             let bytes = events.push(Bytes::copy_from_slice(piece), |data| {
                 seen.push(String::from_utf8_lossy(data).into_owned());
                 data != hide.as_bytes()
             });
             passed.extend_from_slice(&bytes);
         }
-        passed.extend_from_slice(&events.rest(|data| {
+        (String::from_utf8(passed).unwrap(), seen)
+    }
+
+    /// Returns what passes and the data seen of a whole stream that comes in these pieces.
+    fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, hide: &str) -> (String, Vec<String>) {
+        let mut events = Events::default();
+        let (mut passed, mut seen) = pushed(&mut events, pieces, hide);
+        let rest = events.rest(|data| {
             seen.push(String::from_utf8_lossy(data).into_owned());
             true
-        }));
-        (String::from_utf8(passed).unwrap(), seen)
+        });
+        passed.push_str(std::str::from_utf8(&rest).unwrap());
+        (passed, seen)
+    }
+
+    /// Returns the data of every event of a stream, by the standard and not by what is tested.
+    fn read(text: &str) -> Vec<String> {
+        let plain = text.replace("\r\n", "\n").replace('\r', "\n");
+        let (mut seen, mut data) = (Vec::new(), Vec::new());
+        for line in plain.split('\n').chain([""]) {
+            if let Some(value) = line.strip_prefix("data:") {
+                data.push(value.strip_prefix(' ').unwrap_or(value));
+            }
+            if line.is_empty() {
+                seen.extend(Some(std::mem::take(&mut data).join("\n")).filter(|data| !data.is_empty()));
+            }
+        }
+        seen
     }
 
     #[test]
     fn events_pass_unchanged_however_they_arrive() {
         let text = ": comment\n\nevent: a\ndata: one\n\ndata:two\r\n\r\ndata: th\ndata: ree\n\n\n\ndata: cut";
         for size in 1..text.len() {
-            let (passed, seen) = run(text, size, "nothing");
+            let (passed, seen) = run(text.as_bytes().chunks(size), "nothing");
             assert_eq!(passed, text, "{size}");
             assert_eq!(seen, ["one", "two", "th\nree", "cut"], "{size}");
         }
@@ -129,9 +161,42 @@ mod tests {
 
     #[test]
     fn a_refused_event_is_taken_out_whole() {
-        for size in 1..20 {
-            let (passed, _) = run("data: a\n\ndata: b\n\ndata: c\n\n", size, "b");
-            assert_eq!(passed, "data: a\n\ndata: c\n\n", "{size}");
+        for (end, size) in ["\n", "\r", "\r\n"].into_iter().flat_map(|end| (1..20).map(move |size| (end, size))) {
+            let text = "data: a\n\ndata: b\n\ndata: c\n\n".replace('\n', end);
+            let (passed, _) = run(text.as_bytes().chunks(size), "b");
+            assert_eq!(passed, "data: a\n\ndata: c\n\n".replace('\n', end), "{size}");
+        }
+    }
+
+    #[test]
+    fn an_event_whose_lines_end_in_bare_carriage_returns_is_not_held_back() {
+        let mut events = Events::default();
+        let (passed, seen) = pushed(&mut events, [&b"data: a\r\rdata:"[..], b" b\r", b"\r"], "");
+        assert_eq!((passed.as_str(), seen), ("data: a\r\rdata: b\r\r", vec!["a".into(), "b".into()]));
+        // What follows is a new event, unless it is the other half of a line's end.
+        let (passed, seen) = pushed(&mut events, [&b"\ndata: c\n\r"[..], b"\n"], "");
+        assert_eq!((passed.as_str(), seen), ("\ndata: c\n\r\n", vec!["c".into()]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_the_same_events_and_every_byte(
+            parts in prop::collection::vec(
+                prop::sample::select(vec!["\n", "\r", "\r\n", "data: a", "data:", "data", " ", "b", "data: hide", ":c", "id: 7"]),
+                0..60,
+            ),
+            cuts in prop::collection::vec(0..200_usize, 0..12),
+        ) {
+            let text = parts.concat();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+            cuts.sort_unstable();
+            let pieces = || cuts.windows(2).map(|cut| &text.as_bytes()[cut[0]..cut[1]]);
+            let (passed, seen) = run(pieces(), "nothing");
+            prop_assert_eq!(&passed, &text);
+            prop_assert_eq!(seen, read(&text));
+            let whole = run([text.as_bytes()], "hide");
+            prop_assert_eq!(run(pieces(), "hide"), whole.clone());
+            prop_assert_eq!(run(text.as_bytes().chunks(1), "hide"), whole);
         }
     }
 
@@ -144,5 +209,38 @@ mod tests {
             false
         });
         assert_eq!((bytes.len(), seen), (MAX_EVENT + 1, MAX_EVENT + 1));
+    }
+
+    /// Returns how many allocations it takes to read a stream in these pieces, and of how many bytes.
+    fn allocated(text: &str, size: usize) -> (u64, u64) {
+        let source = Bytes::copy_from_slice(text.as_bytes());
+        let pieces: Vec<_> =
+            (0..text.len()).step_by(size).map(|at| source.slice(at..text.len().min(at + size))).collect();
+        let (mut events, came) = (Events::default(), Cell::new(0));
+        let allocations = measure(|| {
+            for piece in pieces {
+                came.set(came.get() + events.push(piece, |_| true).len());
+            }
+        });
+        assert_eq!(came.get(), text.len());
+        (allocations.count_total, allocations.bytes_total)
+    }
+
+    #[test]
+    fn a_long_event_in_small_pieces_is_not_copied_with_every_piece() {
+        let length: u64 = 64 << 10;
+        let text = format!("data: {}\n\n", "x".repeat(64 << 10));
+        for size in [1, 7, 1_024] {
+            let (_, bytes) = allocated(&text, size);
+            // A buffer that doubles.
+            assert!(bytes < 4 * length, "{bytes} bytes in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn whole_events_are_passed_on_without_an_allocation() {
+        let event = "event: delta\ndata: {\"text\":\"hello\"}\n\n";
+        assert_eq!(allocated(&event.repeat(100), event.len()), (0, 0));
+        assert_eq!(allocated(&event.repeat(100), 4 * event.len()), (0, 0));
     }
 }
