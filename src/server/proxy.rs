@@ -296,6 +296,10 @@ fn mend(bad: BadRequest) -> Refusal {
     Refusal::invalid(StatusCode::BAD_REQUEST, bad.message, bad.param, None)
 }
 
+/// What an upstream says to clients that remember it for its host, which to callers is ours. Cookies would come back
+/// to us, and callers' cookies are withheld.
+const OF_THEIR_HOST: [HeaderName; 3] = [header::SET_COOKIE, header::STRICT_TRANSPORT_SECURITY, header::ALT_SVC];
+
 /// Returns the upstream's answer for the caller, the reservation in its body.
 fn pass(
     answer: Response<Incoming>,
@@ -322,7 +326,10 @@ fn pass(
     let headers = &mut head.headers;
     let named = named_by_connection(headers);
     let stays = |name: &HeaderName| {
-        !is_hop_by_hop(name) && !refusal::is_rate_limit(name) && name != header::ALT_SVC && !is_one_of(&named, name)
+        !is_hop_by_hop(name)
+            && !refusal::is_rate_limit(name)
+            && !OF_THEIR_HOST.contains(name)
+            && !is_one_of(&named, name)
     };
     let gone: Vec<HeaderName> = headers.keys().filter(|name| !stays(name)).cloned().collect();
     for name in gone {

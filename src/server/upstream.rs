@@ -2,7 +2,8 @@
 //!
 //! Knows the upstream's base, its own key, its timeouts, and which headers may pass.
 //! Must not know limits. The invariants it keeps: a caller's credential never reaches
-//! an upstream, and it is known whether a failed request was ever written.
+//! an upstream, what our key is billed to is no caller's choice, and it is known whether
+//! a failed request was ever written.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -215,13 +216,20 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Where Azure's API reads it, and where callers of Azure's SDKs write it.
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
-/// What a caller sends that the upstream must not see: credentials, and what would make
-/// the answer unreadable for us.
-const WITHHELD: [HeaderName; 7] = [
+/// What a caller sends that the upstream must not see: credentials, what our key would be billed
+/// to, and what would make the answer unreadable for us.
+const WITHHELD: [HeaderName; 12] = [
     header::AUTHORIZATION,
     header::COOKIE,
     X_API_KEY,
     API_KEY,
+    // Azure's API Management and Google's APIs read a key here, too.
+    HeaderName::from_static("ocp-apim-subscription-key"),
+    HeaderName::from_static("x-goog-api-key"),
+    // A key may be of several organizations or projects, each with limits and bills of its own.
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
+    HeaderName::from_static("x-goog-user-project"),
     header::ACCEPT_ENCODING,
     header::HOST,
     header::CONTENT_LENGTH,
