@@ -248,3 +248,78 @@ async fn a_stream_of_garbage_passes_byte_for_byte_and_costs_what_was_reserved() 
         assert_eq!(bench.requests(), 1);
     }
 }
+
+/// A request as it comes over a connection of its own.
+fn over_a_connection(path: &str, body: &str) -> String {
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_is_settled_as_one_with_a_body() {
+    let all = PROMPT + 100;
+    for (head, unreported, tokens) in [
+        ("500 Internal Server Error", "reserved", PROMPT),
+        ("503 Service Unavailable", "reserved", PROMPT),
+        ("429 Too Many Requests", "reserved", PROMPT),
+        ("400 Bad Request", "reserved", 0),
+        ("200 OK", "reserved", all),
+        ("200 OK", "counted", PROMPT),
+        ("204 No Content", "counted", PROMPT),
+        ("200 OK\r\ncontent-encoding: br", "counted", all),
+    ] {
+        // On a connection nobody asks for the body of an answer that says that it has none.
+        for length in ["content-length: 0\r\n\r\n", "transfer-encoding: chunked\r\n\r\n0\r\n\r\n"] {
+            let (upstream, _seen) = saying(format!("HTTP/1.1 {head}\r\n{length}")).await;
+            let deployment = format!("unreported: {unreported}");
+            let extra = Extra { upstream: Some(&upstream), deployment: &deployment, ..Extra::default() };
+            let bench = Bench::with(extra).await;
+            let sent = over_a_connection("/v1/chat/completions", &hello().to_string());
+            let came = raw(&bench, sent.as_bytes()).await;
+            assert!(came.starts_with(format!("HTTP/1.1 {}", &head[..3]).as_bytes()), "{head}");
+            assert_eq!((bench.tokens(), bench.requests()), (tokens, 1), "{head} {unreported} {length}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_is_told_the_length_that_its_answer_has() {
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{USED_TWELVE}\r\n0\r\n\r\n", USED_TWELVE.len());
+    let (length, plain) = (USED_TWELVE.len(), format!("\r\n{USED_TWELVE}"));
+    for (answer, told) in [
+        // Of both the encoding counts (RFC 9112, 6.3).
+        (format!("content-length: 3\r\n{chunked}"), None),
+        (format!("content-length: 300\r\n{chunked}"), None),
+        (format!("content-length: {length}\r\n{plain}"), Some(length)),
+        (format!("content-length: {length}, {length}\r\n{plain}"), Some(length)),
+    ] {
+        let (upstream, _seen) = saying(format!("HTTP/1.1 200 OK\r\n{answer}")).await;
+        let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
+        let came = bench.raw(over_a_connection("/v1/chat/completions", &hello().to_string())).await;
+        let (head, body) = came.split_once("\r\n\r\n").unwrap();
+        let said: Vec<_> = head.lines().filter(|line| line.starts_with("content-length")).collect();
+        let expected: Vec<_> = told.iter().map(|length| format!("content-length: {length}")).collect();
+        assert_eq!(said, expected, "{answer}");
+        let whole = format!("{length:x}\r\n{USED_TWELVE}\r\n0\r\n\r\n");
+        assert_eq!(body, if told.is_some() { USED_TWELVE } else { &whole }, "{answer}");
+        assert_eq!((bench.tokens(), bench.requests()), (12, 1), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_fits_behind_no_upstreams_base_is_no_fault_of_the_upstreams() {
+    let (upstream, _seen) = saying(fine("", USED_TWELVE)).await;
+    let upstream = format!("{upstream}/{}?api-version=1", "b".repeat(500));
+    let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
+    // All that a request can be: 65,534 bytes of path and query.
+    for (path, query) in [(65_100, 0), (65_530, 0), (10, 65_400), (40_000, 25_500)] {
+        let path = format!("/v1/{}?{}", "p".repeat(path), "q".repeat(query));
+        let came = bench.raw(over_a_connection(&path, r#"{"model":"m","max_tokens":5}"#)).await;
+        assert!(came.starts_with("HTTP/1.1 414 ") && came.contains(r#""code":"uri_too_long""#), "{came}");
+        assert_eq!((bench.tokens(), bench.requests()), (0, 0));
+    }
+    let path = format!("/v1/{}", "p".repeat(64_900));
+    let came = bench.raw(over_a_connection(&path, r#"{"model":"m","max_tokens":5}"#)).await;
+    assert!(came.starts_with("HTTP/1.1 200 "), "{came}");
+    assert_eq!((bench.tokens(), bench.requests()), (12, 1));
+}
