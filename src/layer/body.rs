@@ -115,16 +115,24 @@ enum End {
     Done,
 }
 
-impl<B> Metered<B> {
+impl<B: Body<Data = Bytes>> Metered<B> {
     /// Returns the body with the reservation that pays for it.
     #[doc(hidden)]
     pub fn new(inner: B, mut charge: Charge, dialect: Arc<dyn Dialect>, form: Form, idle: Duration) -> Self {
-        if matches!(form, Form::Stream { .. }) {
+        let is_stream = matches!(form, Form::Stream { .. });
+        if is_stream {
             charge.stream();
         }
-        Self { inner, charge, dialect, form, silence: Silence::new(idle), end: End::NotYet }
+        let mut this = Self { inner, charge, dialect, form, silence: Silence::new(idle), end: End::NotYet };
+        if !is_stream && this.inner.is_end_stream() {
+            // Nobody asks for the body of an answer that has none.
+            this.ended();
+        }
+        this
     }
+}
 
+impl<B> Metered<B> {
     /// Reads a piece of the answer and returns what of it the caller gets.
     fn read(&mut self, bytes: Bytes) -> Bytes {
         let (charge, dialect) = (&mut self.charge, &self.dialect);
