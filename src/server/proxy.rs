@@ -170,6 +170,9 @@ impl Proxy {
         let routes = models.get(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let family = dialect.family();
         let to = Target { method: &head.method, path: dialect.path(), query: head.uri.query(), family };
+        if !routes.all().all(|served| served.upstream.fits(to.path, to.query)) {
+            return Err(too_long());
+        }
         let prompts = Prompts::count(dialect, &call, routes.all().map(|served| served.meter.tokenizer())).await;
         let mut search = Search::new(routes, (&call, &prompts), &self.limiter, &self.telemetry);
         let Some(mut granted) = search.next().await else {
@@ -351,6 +354,11 @@ fn failed(failure: Failure) -> Refusal {
         Failure::Slow => (StatusCode::GATEWAY_TIMEOUT, "The upstream did not answer in time.", "upstream_timeout"),
     };
     Refusal::upstream(status, message, code)
+}
+
+fn too_long() -> Refusal {
+    let message = "The request's path and query are too long to be sent on.";
+    Refusal::invalid(StatusCode::URI_TOO_LONG, message, None, Some("uri_too_long"))
 }
 
 fn unknown_model(model: &str) -> Refusal {

@@ -36,6 +36,9 @@ const KEEP_IDLE: Duration = Duration::from_secs(50);
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 
+/// The longest path and query that a request can have, in bytes: what the type of an address holds.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
 /// How often an upstream is asked on HTTP/2 whether it is still there while it owes an
 /// answer, and how long it may take to say so: a connection that died silently would take
 /// every request with it.
@@ -170,6 +173,12 @@ impl Upstream {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(if error.is_connect() { Failure::Unreachable } else { Failure::Broken }),
         }
+    }
+
+    /// Returns whether a path and a query fit behind the base.
+    pub(crate) fn fits(&self, path: &str, query: Option<&str>) -> bool {
+        let base = self.base.path_and_query().map_or(0, |base| base.as_str().len());
+        base + path.len() + query.map_or(0, |query| query.len() + 1) <= MAX_TARGET
     }
 
     /// Azure's API of old has its own header for a key; a bearer is another thing there.

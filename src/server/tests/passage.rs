@@ -312,7 +312,7 @@ async fn a_target_that_fits_behind_no_upstreams_base_is_no_fault_of_the_upstream
     let upstream = format!("{upstream}/{}?api-version=1", "b".repeat(500));
     let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
     // All that a request can be: 65,534 bytes of path and query.
-    for (path, query) in [(65_100, 0), (65_530, 0), (10, 65_400), (40_000, 25_500)] {
+    for (path, query) in [(65_100, 0), (65_529, 0), (10, 65_400), (40_000, 25_500)] {
         let path = format!("/v1/{}?{}", "p".repeat(path), "q".repeat(query));
         let came = bench.raw(over_a_connection(&path, r#"{"model":"m","max_tokens":5}"#)).await;
         assert!(came.starts_with("HTTP/1.1 414 ") && came.contains(r#""code":"uri_too_long""#), "{came}");
