@@ -338,6 +338,8 @@ fn pass(
     for name in gone {
         headers.remove(name);
     }
+    // The body knows its length, and the header may say another: beside an encoding of the transfer it does not count.
+    headers.remove(header::CONTENT_LENGTH);
     let form = parts::form(status, headers, &mut charge, call.hide_usage);
     if status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(refusal::REFUSED_BY, HeaderValue::from_static("upstream"));
