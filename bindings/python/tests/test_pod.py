@@ -19,6 +19,8 @@ from quotum import Denied
 from quotum._quotum import Pod
 
 DEPLOYMENTS = json.dumps([{"id": "gpt", "tpm": 10_000, "terms": {"edge": 0.0}}])
+# Whoever finds no room waits for peers' rights for as long as a test takes.
+PATIENT = json.dumps([{"id": "gpt", "tpm": 10_000, "terms": {"edge": 0.0, "wait": 30.0}}])
 
 # A worker that does what it is told on its standard input, and says what came of it.
 WORKER = """
@@ -30,6 +32,13 @@ async def reserve(pod, tokens):
     body = json.dumps({"model": "gpt", "prompt": "", "max_tokens": tokens - 2})
     return (await pod.reserve([["gpt"]], "completions", body))[0]
 
+async def dropped(pod, tokens):
+    body = json.dumps({"model": "gpt", "prompt": "", "max_tokens": tokens - 2})
+    asked = pod.reserve([["gpt"]], "completions", body)
+    # On the same way: when this is answered, that was heard.
+    pod.status()
+    return asked.cancel()
+
 pod = Pod()
 pod.declare(sys.argv[1])
 for line in sys.stdin:
@@ -37,6 +46,8 @@ for line in sys.stdin:
     try:
         if word == "reserve":
             said = asyncio.run(reserve(pod, int(numbers[0])))
+        elif word == "dropped":
+            said = asyncio.run(dropped(pod, int(numbers[0])))
         elif word == "used":
             said = pod.used(int(numbers[0]), 0, int(numbers[1]), int(numbers[1]))
         elif word == "late":
@@ -58,9 +69,9 @@ for line in sys.stdin:
 
 
 class Worker:
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], deployments: str = DEPLOYMENTS) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, DEPLOYMENTS],
+            [sys.executable, "-c", WORKER, deployments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -183,7 +194,7 @@ def test_another_worker_takes_over_within_a_second_and_repeats_nothing(workers):
 
 
 @pytest.fixture
-def fleet() -> Iterator[list[Worker]]:
+def fleet(request: pytest.FixtureRequest) -> Iterator[list[Worker]]:
     """Two pods that gossip: one of two workers, its owner first, and one of a single worker."""
     seeds = [f"127.0.0.1:{port}" for port in free_ports(2)]
     environments = [
@@ -195,7 +206,8 @@ def fleet() -> Iterator[list[Worker]]:
         }
         for own in seeds
     ]
-    workers = [Worker(environments[pod]) for pod in (0, 0, 1)]
+    deployments = getattr(request, "param", DEPLOYMENTS)
+    workers = [Worker(environments[pod], deployments) for pod in (0, 0, 1)]
     try:
         until(lambda: {worker.say("seat") for worker in workers[:2]} == {"owner", "guest"})
         until(lambda: workers[2].say("seat") == "owner")
@@ -227,6 +239,37 @@ def test_a_pod_that_loses_its_owner_goes_on_within_a_second_and_the_fleet_holds_
             admitted += 200 * isinstance(worker.say("reserve", 200), int)
     # What the dead one had is lost until the minute ends.
     assert 4_000 <= admitted <= 10_000
+
+
+@pytest.mark.parametrize("fleet", [PATIENT], indirect=True)
+def test_what_is_granted_to_a_worker_that_died_waiting_is_given_back(fleet):
+    owner, guest, other = fleet
+    # More than its pod has, and its peer gives nothing for as long as it is stopped.
+    other.process.send_signal(signal.SIGSTOP)
+    try:
+        guest.say("dropped", 8_000)
+        guest.kill()
+        until(lambda: owner.say("status")["pod"]["workers"] == 1)
+    finally:
+        other.process.send_signal(signal.SIGCONT)
+    # Its peer's rights come for a request that is no more; whoever is left can have them.
+    number = owner.say("reserve", 8_000)
+    assert isinstance(number, int), number
+    assert owner.say("status")["pod"]["open"] == 2, "the owner's own, of which the first was the fixture's"
+
+
+def test_a_reservation_that_nobody_waits_for_any_more_is_given_back(workers):
+    owner, guest, _ = workers
+    first, mine = guest.say("reserve", 10), 0
+    guest.say("dropped", 4_000)
+
+    def was_made() -> bool:
+        nonlocal mine
+        mine += 1
+        return guest.say("reserve", 10) - first > mine
+
+    until(was_made)
+    until(lambda: used(owner) == 10 * (1 + mine))
 
 
 def test_wrong_settings_are_told_when_the_pod_is_made(monkeypatch):
