@@ -5,10 +5,10 @@
 //! invariant it keeps: a reservation that nobody settles, because its worker died or forgot
 //! it, stays charged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use quotum::layer::parts::{Charge, Meter, Prompts};
@@ -16,6 +16,7 @@ use quotum::layer::{Call, Metering, Observer, Report, Tokenizer, Usage};
 use quotum::ledger::{Timestamp, WindowKind};
 use quotum::{Claim, Denied, Handle, Limiter, Permit, Policy, Portion, Unit};
 
+use super::OWN;
 use super::message::{self, Declared, Mode, Outcome, Refusal, Reply, Request, Reserve, Unreported};
 use crate::limiter::LIMITS;
 use crate::quota::kind_of;
@@ -35,10 +36,17 @@ const MAX_TOKENS: u64 = 1 << 28;
 #[derive(Debug)]
 pub(crate) struct Book {
     served: RwLock<Served>,
-    open: Mutex<BTreeMap<u64, Open>>,
+    open: Mutex<AllOpen>,
     next: AtomicU64,
     late: AtomicU64,
     observer: Arc<dyn Observer>,
+}
+
+/// What is open, and who may have something open.
+#[derive(Debug, Default)]
+struct AllOpen {
+    reservations: BTreeMap<u64, Open>,
+    workers: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -82,7 +90,8 @@ impl Book {
         let served = Served { limiter, deployments: BTreeMap::new() };
         // No number of an earlier owner's may mean a reservation of this one.
         let first = getrandom::u64().map_err(|error| error.to_string())? >> 12;
-        let (open, next) = (Mutex::default(), AtomicU64::new(first | 1));
+        let all_open = AllOpen { workers: BTreeSet::from([OWN]), ..AllOpen::default() };
+        let (open, next) = (Mutex::new(all_open), AtomicU64::new(first | 1));
         let book = Self { served: RwLock::new(served), open, next, late: AtomicU64::new(0), observer };
         book.declare(declared)?;
         Ok(book)
@@ -90,6 +99,15 @@ impl Book {
 
     pub(crate) fn limiter(&self) -> Limiter {
         self.served.read().unwrap_or_else(PoisonError::into_inner).limiter.clone()
+    }
+
+    fn all_open(&self) -> MutexGuard<'_, AllOpen> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that there is a worker, which may reserve from now on.
+    pub(crate) fn enter(&self, worker: u64) {
+        self.all_open().workers.insert(worker);
     }
 
     /// Takes these deployments in, and what has changed of those it has.
@@ -197,12 +215,20 @@ impl Book {
     fn granted(&self, charge: Charge, asked: Asked, at: Timestamp, worker: u64) -> Reply {
         let (deployment, until) = (asked.deployment.declared.id.clone(), asked.deployment.until(at));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.all_open();
+        if !open.workers.contains(&worker) {
+            // It ended while its request waited: dropped, the reservation gives itself back.
+            drop(open);
+            return Reply::Wrong("the worker that asked is gone".to_owned());
+        }
+        let reservations = &mut open.reservations;
         let now = Instant::now();
-        while let Some(oldest) = open.first_entry().filter(|oldest| now.duration_since(oldest.get().since) > KEEP) {
+        while let Some(oldest) =
+            reservations.first_entry().filter(|oldest| now.duration_since(oldest.get().since) > KEEP)
+        {
             keep(oldest.remove().charge);
         }
-        open.insert(id, Open { charge, asked, worker, since: now });
+        reservations.insert(id, Open { charge, asked, worker, since: now });
         Reply::Granted { id, deployment, until }
     }
 
@@ -210,7 +236,7 @@ impl Book {
     /// now. Nobody can hold it back any more: where that window has no room, what the request
     /// uses is charged there once it is known, as what it uses beyond a reservation is.
     pub(crate) async fn late(&self, id: u64) {
-        let found = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|open| open.asked.clone());
+        let found = self.all_open().reservations.get(&id).map(|open| open.asked.clone());
         let Some(asked) = found else { return };
         self.late.fetch_add(1, Ordering::Relaxed);
         let charge = match asked.now(asked.claim, &self.observer) {
@@ -220,9 +246,9 @@ impl Book {
         // Of nothing there would be nothing to settle.
         let least = Claim::prompt_and_output(1, 1).with(Unit::Tokens, 1);
         let Ok(charge) = charge.or_else(|_| asked.now(least, &self.observer)) else { return };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.all_open();
         // Settled meanwhile, it stays as it was; dropped, either gives itself back.
-        let before = open.get_mut(&id).map(|open| mem::replace(&mut open.charge, charge));
+        let before = open.reservations.get_mut(&id).map(|open| mem::replace(&mut open.charge, charge));
         drop(open);
         drop(before);
     }
@@ -230,7 +256,7 @@ impl Book {
     /// Settles a reservation; of one that is settled, or was made by an earlier owner, nothing
     /// changes.
     pub(crate) fn settle(&self, id: u64, outcome: Outcome) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let open = self.all_open().reservations.remove(&id);
         let Some(Open { mut charge, .. }) = open else { return };
         if outcome != Outcome::Unsent {
             charge.start();
@@ -253,11 +279,13 @@ impl Book {
         }
     }
 
-    /// Leaves charged what a worker had open that is gone.
+    /// Leaves charged what a worker had open that is gone; what it still waits for is not reserved.
     pub(crate) fn abandon(&self, worker: u64) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<u64> = open.iter().filter(|(_, open)| open.worker == worker).map(|(id, _)| *id).collect();
-        let gone: Vec<Open> = gone.iter().filter_map(|id| open.remove(id)).collect();
+        let mut open = self.all_open();
+        open.workers.remove(&worker);
+        let of_worker = open.reservations.iter().filter(|(_, open)| open.worker == worker);
+        let gone: Vec<u64> = of_worker.map(|(id, _)| *id).collect();
+        let gone: Vec<Open> = gone.iter().filter_map(|id| open.reservations.remove(id)).collect();
         drop(open);
         gone.into_iter().for_each(|open| keep(open.charge));
     }
@@ -269,7 +297,7 @@ impl Book {
 
     /// Returns how many reservations are open.
     pub(crate) fn open(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.all_open().reservations.len()
     }
 }
 

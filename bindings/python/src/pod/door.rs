@@ -52,6 +52,7 @@ async fn hear(
     replies: mpsc::Sender<Numbered<Reply>>,
 ) {
     shared.workers.fetch_add(1, Ordering::Relaxed);
+    book.enter(worker);
     let mut lines = BufReader::new(reader).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // What cannot be understood comes from another version: that worker must not believe
@@ -71,8 +72,8 @@ async fn hear(
             answer.await;
         }
     }
-    shared.workers.fetch_sub(1, Ordering::Relaxed);
     book.abandon(worker);
+    shared.workers.fetch_sub(1, Ordering::Relaxed);
 }
 
 async fn write(mut writer: OwnedWriteHalf, mut replies: mpsc::Receiver<Numbered<Reply>>) {

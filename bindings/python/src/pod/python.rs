@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use quotum::layer::parts::Prompts;
 use quotum::layer::{
     AnthropicMessages, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses, Tokenizer,
@@ -181,25 +181,20 @@ impl Pod {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (shared, dialect) = (self.shared.clone(), dialect(api));
         let body = bytes::Bytes::copy_from_slice(body.as_bytes());
-        let mut asking: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(async move {
+        let mut asking: Pin<Box<dyn Future<Output = PyResult<Answer>> + Send>> = Box::pin(async move {
             let request = request(levels, &dialect, body, shared.tokenizers()).await;
-            shared.ask(ask(request)).await
+            answer(&shared, shared.ask(ask(request)).await)
         });
         let runtime = background::runtime()?;
         let _entered = runtime.enter();
         match asking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(reply) => background::ready(py, answer(reply)),
-            Poll::Pending => background::awaitable(py, async move { answer(asking.await) }),
+            Poll::Ready(answer) => background::ready(py, answer),
+            Poll::Pending => background::awaitable(py, asking),
         }
     }
 
     fn settle(&self, id: u64, outcome: Outcome) {
-        match self.shared.seat() {
-            Seat::Owner(book) => book.settle(id, outcome),
-            Seat::Guest(link) => link.tell(Ask::Settle { id, outcome }),
-            // The owner is gone, and what was reserved there stays charged.
-            Seat::Standing(_) => {}
-        }
+        settle(&self.shared, id, outcome);
     }
 
     fn text(&self, py: Python<'_>, ask: Ask) -> PyResult<String> {
@@ -212,16 +207,57 @@ impl Pod {
     }
 }
 
+fn settle(shared: &Shared, id: u64, outcome: Outcome) {
+    match shared.seat() {
+        Seat::Owner(book) => book.settle(id, outcome),
+        Seat::Guest(link) => link.tell(Ask::Settle { id, outcome }),
+        // The owner is gone, and what was reserved there stays charged.
+        Seat::Standing(_) => {}
+    }
+}
+
 /// What a reply is in Python.
 #[derive(IntoPyObject)]
 enum Answer {
-    Granted((u64, String, f64)),
+    Granted(Granted),
     Room(Vec<String>),
 }
 
-fn answer(reply: Reply) -> PyResult<Answer> {
+/// A reservation on its way to who asked for it: `(id, deployment, until)`. Dropped before it is
+/// one of Python's objects, because nobody waits for it any more, it gives itself back.
+struct Granted {
+    shared: Arc<Shared>,
+    /// Zero: there is none, or somebody has it.
+    id: u64,
+    deployment: String,
+    until: f64,
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            settle(&self.shared, self.id, Outcome::Unsent);
+        }
+    }
+}
+
+impl<'py> IntoPyObject<'py> for Granted {
+    type Target = PyTuple;
+    type Output = Bound<'py, PyTuple>;
+    type Error = PyErr;
+
+    fn into_pyobject(mut self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let object = (self.id, self.deployment.as_str(), self.until).into_pyobject(py)?;
+        self.id = 0;
+        Ok(object)
+    }
+}
+
+fn answer(shared: &Arc<Shared>, reply: Reply) -> PyResult<Answer> {
     match reply {
-        Reply::Granted { id, deployment, until } => Ok(Answer::Granted((id, deployment, until))),
+        Reply::Granted { id, deployment, until } => {
+            Ok(Answer::Granted(Granted { shared: shared.clone(), id, deployment, until }))
+        }
         Reply::Room(room) => Ok(Answer::Room(room)),
         Reply::Refused(refusal) => {
             let error = Python::try_attach(|py| denied(py, refusal));
