@@ -67,10 +67,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
                 let mut fields: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::new();
                 while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
                     if fields.iter().any(|(field, _)| *field == name) {
-                        return Err(A::Error::custom("a field stands twice"));
+                        return Err(A::Error::custom(TWICE));
                     }
                     if fields.len() == MAX_FIELDS {
-                        return Err(A::Error::custom("too many fields"));
+                        return Err(A::Error::custom(TOO_MANY));
                     }
                     fields.push((name, value));
                 }
@@ -83,7 +83,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 }
 
 /// The most fields of one object: far above every API's, and few enough to compare.
-const MAX_FIELDS: usize = 256;
+pub(super) const MAX_FIELDS: usize = 256;
+
+const TWICE: &str = "a field stands twice";
+const TOO_MANY: &str = "too many fields";
+
+/// Returns what an error that is not the text's own says of an object, without a word of it.
+pub(super) fn not_fields(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    // What stood there follows another beginning.
+    if said.starts_with(TWICE) {
+        "has a field twice".to_owned()
+    } else if said.starts_with(TOO_MANY) {
+        format!("is an object of more than {MAX_FIELDS} fields")
+    } else {
+        "is not an object".to_owned()
+    }
+}
 
 #[cfg(test)]
 mod tests {

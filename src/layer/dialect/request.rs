@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::BadRequest;
-use super::fields::Fields;
+use super::fields::{Fields, not_fields};
 
 /// The largest cap that is believed: far above every model's.
 const MAX_CAP: u64 = i32::MAX as u64;
@@ -36,9 +36,9 @@ pub(super) fn fields(body: &Bytes) -> Result<Fields<'_>, BadRequest> {
 fn not_json(error: &serde_json::Error) -> BadRequest {
     let (line, column) = (error.line(), error.column());
     let what = match error.classify() {
-        serde_json::error::Category::Eof => "ends too early",
-        serde_json::error::Category::Data => "is not one JSON object whose fields stand once each",
-        _ => "is not valid JSON",
+        serde_json::error::Category::Eof => "ends too early".to_owned(),
+        serde_json::error::Category::Data => not_fields(error),
+        _ => "is not valid JSON".to_owned(),
     };
     BadRequest::new(
         None,
@@ -131,6 +131,29 @@ mod tests {
         assert_eq!(asked(text), Ok(Output { cap: Some(9), choices: 1 }));
         assert_eq!(asked(r#"{"max_tokens":5,"max_completion_tokens":null}"#).unwrap().cap, Some(5));
         assert_eq!(asked("{}"), Ok(Output { cap: None, choices: 1 }));
+    }
+
+    #[test]
+    fn what_is_no_request_is_told_what_it_is() {
+        let many = |count: usize| {
+            let fields: Vec<String> = (0..count).map(|i| format!(r#""f{i}":{i}"#)).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        let told = |text: &str| match fields(&Bytes::copy_from_slice(text.as_bytes())) {
+            Ok(_) => String::new(),
+            Err(bad) => bad.message,
+        };
+        assert_eq!(told(&many(256)), "");
+        for (text, what) in [
+            (many(257), "it is an object of more than 256 fields (line 1, column "),
+            (r#"{"a":1,"a":2}"#.into(), "it has a field twice (line 1, column "),
+            ("[1]".into(), "it is not an object (line 1, column "),
+            (r#""too many fields""#.into(), "it is not an object (line 1, column "),
+            ("{} {}".into(), "it is not valid JSON (line 1, column 4)"),
+            (r#"{"a":"#.into(), "it ends too early (line 1, column 5)"),
+        ] {
+            assert!(told(&text).contains(what), "{what}: {}", told(&text));
+        }
     }
 
     #[test]
