@@ -429,3 +429,15 @@ fn pods_that_embed_quotum_get_the_variables_it_reads() {
     let kinds: BTreeSet<&str> = manifests.objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["ConfigMap", "NetworkPolicy", "Secret", "Service"].into());
 }
+
+#[test]
+fn the_configuration_that_is_shipped_can_be_checked_away_from_the_pods() {
+    let file = deploy().join("chart/quotum.yaml");
+    let checked = config::check_offline(&file).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(checked.deployments, 1);
+    let [unseen] = checked.remarks.as_slice() else { panic!("{:?}", checked.remarks) };
+    for what in ["proxy.credentials_file (/etc/quotum/proxy/credentials)", "(os.environ/UPSTREAM_API_KEY)"] {
+        assert!(unseen.contains(what), "{unseen}");
+    }
+    assert!(read("README.md").contains("quotum check-config --offline deploy/chart/quotum.yaml"));
+}

@@ -57,6 +57,9 @@ enum Command {
     CheckConfig {
         /// The file.
         file: PathBuf,
+        /// Look at the text alone: no variable is looked up, and no file that it names is opened.
+        #[arg(long)]
+        offline: bool,
     },
     /// Show the cluster as one pod sees it.
     Status {
@@ -152,7 +155,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Serve(flags) => serve(flags).await,
         Command::Stub(options) => done(stub(options).await),
         Command::Demo(options) => demo::run(options).await,
-        Command::CheckConfig { file } => check_config(&file),
+        Command::CheckConfig { file, offline } => check_config(&file, offline),
         Command::Status { admin, json } => done(status(&admin, json).await),
         Command::Forget { replica, admin } => done(forget(&replica, &admin).await),
     }
@@ -223,11 +226,17 @@ async fn stub(options: Stub) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_config(file: &std::path::Path) -> ExitCode {
-    match config::load(Some(file), &config::environment, &Flags::default()) {
-        Ok(config) => {
-            config.remarks.iter().for_each(|remark| say!("{remark}"));
-            say!("{}: fine, {} deployments", file.display(), config.deployments.len());
+fn check_config(file: &std::path::Path, offline: bool) -> ExitCode {
+    let checked = match offline {
+        true => config::check_offline(file).map(|checked| (checked.deployments, checked.remarks)),
+        false => config::load(Some(file), &config::environment, &Flags::default())
+            .map(|config| (config.deployments.len(), config.remarks)),
+    };
+    match checked {
+        Ok((deployments, remarks)) => {
+            remarks.iter().for_each(|remark| say!("{remark}"));
+            let by = if offline { " by its text" } else { "" };
+            say!("{}: fine{by}, {deployments} deployments", file.display());
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{KeyRing, Seeds};
@@ -14,10 +14,11 @@ use crate::ledger::{FirstWindow, OnSilence};
 use serde_saphyr::{Location, Spanned};
 
 use super::file::{File, Text};
+use super::named::{self, FileError};
 use super::scalar::{address, duration};
 use super::{
     ADMIN_PORT, Config, ConfigError, Environment, Flags, GOSSIP_PORT, Gossip, Listen, Pods, Problem, SERVICE_ACCOUNT,
-    litellm,
+    Secret, litellm,
 };
 
 pub(super) mod deployment;
@@ -30,15 +31,16 @@ const MAX_NAME: usize = 128;
 
 /// Returns the configuration, or everything that is wrong with it.
 ///
-/// `litellm` is what LiteLLM's file says, if it was given in the place of our own.
+/// `litellm` is what LiteLLM's file says, if it was given in the place of our own. Without an
+/// environment only the text is checked, and the configuration must not be served.
 pub(super) fn check(
     file: File,
     litellm: Option<litellm::Read>,
     name: &str,
-    env: Environment<'_>,
+    env: Option<Environment<'_>>,
     flags: &Flags,
 ) -> Result<Config, ConfigError> {
-    let mut check = Check { name, env, problems: Vec::new() };
+    let mut check = Check { name, env, unseen: Vec::new(), problems: Vec::new() };
     let litellm_at = file.litellm_config.as_ref().map_or(Location::UNKNOWN, |path| path.referenced);
     let litellm = file.litellm_config.and_then(|path| check.litellm(path)).or(litellm).unwrap_or_default();
     check.problems.extend(litellm.problems);
@@ -61,11 +63,15 @@ pub(super) fn check(
         check.pick(&flags.admin_listen, "--admin-listen", "QUOTUM_ADMIN_LISTEN", file.admin.listen, "admin.listen");
     let admin_default = if loopback_by_default { loopback(ADMIN_PORT) } else { Listen::Everywhere(ADMIN_PORT) };
     let admin = check.listen(admin).unwrap_or(admin_default);
-    if check.problems.is_empty() {
-        Ok(Config { node, gossip, proxy, admin, deployments, embedded_stub, remarks: litellm.remarks })
-    } else {
-        Err(ConfigError { problems: check.problems })
+    if !check.problems.is_empty() {
+        return Err(ConfigError { problems: check.problems });
     }
+    let mut remarks = litellm.remarks;
+    check.unseen.extend(litellm.unseen);
+    if !check.unseen.is_empty() {
+        remarks.push(format!("{name}: not looked at: {}", check.unseen.join(", ")));
+    }
+    Ok(Config { node, gossip, proxy, admin, deployments, embedded_stub, remarks })
 }
 
 /// A setting somebody made, and where.
@@ -78,11 +84,31 @@ struct Setting {
 
 struct Check<'a> {
     name: &'a str,
-    env: Environment<'a>,
+    /// `None`: the text is checked by itself, where neither variables nor files are those of
+    /// the machine that serves.
+    env: Option<Environment<'a>>,
+    /// What was not looked at for that.
+    unseen: Vec<String>,
     problems: Vec<Problem>,
 }
 
 impl Check<'_> {
+    fn is_offline(&self) -> bool {
+        self.env.is_none()
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        self.env?(name)
+    }
+
+    /// Returns whether what a setting names cannot be looked at here, and notes it.
+    fn is_unseen(&mut self, field: &str, names: &str) -> bool {
+        if self.is_offline() {
+            self.unseen.push(format!("{field} ({names})"));
+        }
+        self.is_offline()
+    }
+
     fn place(&self, at: Location) -> String {
         if at.line() == 0 { self.name.to_owned() } else { format!("{}:{}:{}", self.name, at.line(), at.column()) }
     }
@@ -106,7 +132,7 @@ impl Check<'_> {
         if let Some(text) = flag {
             return Some(Setting { text: text.clone(), place: "flag".into(), field: flag_name.into() });
         }
-        if let Some(text) = (self.env)(variable) {
+        if let Some(text) = self.variable(variable) {
             return Some(Setting { text, place: "environment".into(), field: variable.into() });
         }
         file.map(|text| self.written(text, field))
@@ -164,9 +190,21 @@ impl Check<'_> {
         self.parsed(setting, |text| address(text).map(Listen::At))
     }
 
+    /// Returns what is written, which must be; `what` says what it would be.
+    fn required<T>(&mut self, written: Option<T>, at: Location, field: &str, what: &str) -> Option<T> {
+        if written.is_none() {
+            self.problem(at, field, format!("is missing; write {what}"));
+        }
+        written
+    }
+
     /// Reads LiteLLM's file.
     fn litellm(&mut self, path: Spanned<String>) -> Option<litellm::Read> {
         let setting = self.written(path, "litellm_config");
+        if self.is_unseen(&setting.field, &setting.text) {
+            // A credential of the proxy may stand there.
+            return Some(litellm::Read { credentials: vec![unseen_credential()], ..litellm::Read::default() });
+        }
         let text = self.read(&setting)?;
         Some(litellm::read(&text, &setting.text, self.env))
     }
@@ -210,6 +248,7 @@ impl Check<'_> {
             && !keys.is_keyed()
             && !file.insecure
             && !is_loopback(listen)
+            && !self.is_offline()
             && self.problems.is_empty()
         {
             self.problem(
@@ -293,6 +332,8 @@ impl Check<'_> {
             Err(()) => return Seeds::Alone,
         };
         match advertise {
+            // Each pod's environment says it.
+            None if self.is_offline() => {}
             None => self.wrong(
                 &whole,
                 "a static list names every replica, so this one must know which entry is its own: set gossip.advertise \
@@ -315,7 +356,8 @@ impl Check<'_> {
     /// Returns where the fleet's pods are asked for, if they are.
     fn pods(&mut self, file: Text, seeds: &Seeds) -> Option<Pods> {
         let setting = self.pick(&None, "", "QUOTUM_PODS", file, "gossip.pods")?;
-        if !matches!(seeds, Seeds::Name { .. }) {
+        let may_be_set = self.is_offline() && *seeds == Seeds::Alone;
+        if !matches!(seeds, Seeds::Name { .. }) && !may_be_set {
             self.wrong(&setting, "the API server is asked beside a headless name: let gossip.seeds name one");
             return None;
         }
@@ -325,7 +367,10 @@ impl Check<'_> {
             self.wrong(&setting, message);
             return None;
         }
-        let (host, port) = ((self.env)("KUBERNETES_SERVICE_HOST"), (self.env)("KUBERNETES_SERVICE_PORT"));
+        if self.is_offline() {
+            return None;
+        }
+        let (host, port) = (self.variable("KUBERNETES_SERVICE_HOST"), self.variable("KUBERNETES_SERVICE_PORT"));
         let (Some(host), Some(port)) = (host, port) else {
             self.wrong(
                 &setting,
@@ -334,7 +379,7 @@ impl Check<'_> {
             return None;
         };
         let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let namespace = (self.env)("QUOTUM_NAMESPACE").or_else(|| {
+        let namespace = self.variable("QUOTUM_NAMESPACE").or_else(|| {
             let file = Setting { text: format!("{SERVICE_ACCOUNT}/namespace"), ..setting.clone() };
             self.read(&file).map(|text| text.trim().to_owned())
         })?;
@@ -343,18 +388,30 @@ impl Check<'_> {
 
     /// Returns the keys of the file; what it holds is never repeated.
     fn keys(&mut self, setting: &Setting) -> Option<KeyRing> {
+        if self.is_unseen(&setting.field, &setting.text) {
+            return None;
+        }
         let text = self.read(setting)?;
         KeyRing::parse(&text).map_err(|error| self.wrong(setting, format!("{}: {error}", setting.text))).ok()
     }
 
     fn read(&mut self, setting: &Setting) -> Option<String> {
-        fs::read_to_string(&setting.text)
+        let path = Path::new(&setting.text);
+        let text = named::read(path)
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|_| FileError::unusable(path, "is not text in UTF-8")));
+        self.usable(setting, text)
+    }
+
+    /// Returns what a named file holds; what is wrong with it is a problem of the setting
+    /// that names it.
+    fn usable<T>(&mut self, setting: &Setting, found: Result<T, FileError>) -> Option<T> {
+        found
             .map_err(|error| {
                 self.problems.push(Problem {
                     place: setting.place.clone(),
                     field: setting.field.clone(),
-                    message: format!("{} cannot be read: {error}", setting.text),
-                    unreadable: true,
+                    message: error.to_string(),
+                    unreadable: matches!(error, FileError::Unreadable(..)),
                 });
             })
             .ok()
@@ -369,6 +426,11 @@ fn own_address(text: &str, listen: Listen) -> Result<SocketAddr, String> {
         Listen::Everywhere(port) => port,
     };
     text.parse::<IpAddr>().map_or_else(|_| address(text), |ip| Ok((ip, port).into()))
+}
+
+/// Returns what stands for a credential in a file that is not looked at.
+fn unseen_credential() -> Secret {
+    Secret::new("unseen")
 }
 
 fn name(text: &str) -> Result<String, String> {

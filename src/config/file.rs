@@ -1,10 +1,12 @@
 //! The config file as it is written, before anything in it is believed.
 //!
 //! Knows the names of the fields and where each value stood. Must not know what values
-//! are right: that is `check`. The invariant it keeps: an unknown field is an error, so
-//! a typing mistake never turns a limit off.
+//! are right or which must be there: that is `check`. The invariants it keeps: an unknown
+//! field is an error, so a typing mistake never turns a limit off; and a section or field
+//! without a value, as one whose lines are all commented out, is one that does not stand there.
 
 use serde::Deserialize;
+use serde::de::Deserializer;
 use serde_saphyr::Spanned;
 
 use super::scalar::Secret;
@@ -12,14 +14,24 @@ use super::tree::Tree;
 
 pub(super) type Text = Option<Spanned<String>>;
 
+/// Reads nothing as what it is if it is left out.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
+    #[serde(deserialize_with = "or_default")]
     pub(super) node: Node,
+    #[serde(deserialize_with = "or_default")]
     pub(super) gossip: Gossip,
+    #[serde(deserialize_with = "or_default")]
     pub(super) proxy: Proxy,
+    #[serde(deserialize_with = "or_default")]
     pub(super) admin: Admin,
     pub(super) litellm_config: Option<Spanned<String>>,
+    #[serde(deserialize_with = "or_default")]
     pub(super) deployments: Vec<Spanned<Deployment>>,
 }
 
@@ -39,6 +51,7 @@ pub(super) struct Gossip {
     pub(super) interval: Text,
     pub(super) key_file: Text,
     pub(super) pods: Text,
+    #[serde(deserialize_with = "or_default")]
     pub(super) insecure: bool,
     pub(super) absent_for: Text,
     pub(super) on_silence: Text,
@@ -51,6 +64,7 @@ pub(super) struct Gossip {
 pub(super) struct Proxy {
     pub(super) listen: Text,
     pub(super) credentials_file: Text,
+    #[serde(deserialize_with = "or_default")]
     pub(super) open: bool,
     pub(super) tls: Option<Spanned<Tls>>,
     pub(super) upstream_ca: Text,
@@ -62,6 +76,7 @@ pub(super) struct Proxy {
     pub(super) max_streams: Option<Spanned<i64>>,
     pub(super) max_headers: Option<Spanned<i64>>,
     pub(super) max_header_bytes: Text,
+    #[serde(deserialize_with = "or_default")]
     pub(super) timeouts: CallerTimeouts,
 }
 
@@ -89,41 +104,28 @@ pub(super) struct Admin {
     pub(super) listen: Text,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Deployment {
-    #[serde(default)]
     pub(super) id: Text,
-    pub(super) model: Spanned<String>,
-    pub(super) upstream: Spanned<String>,
-    #[serde(default)]
+    pub(super) model: Text,
+    pub(super) upstream: Text,
     pub(super) upstream_model: Text,
-    #[serde(default)]
     pub(super) api_key: Option<Spanned<Secret>>,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub(super) timeouts: Timeouts,
-    pub(super) limits: Spanned<Vec<Spanned<Limit>>>,
-    #[serde(default)]
+    pub(super) limits: Option<Spanned<Vec<Spanned<Limit>>>>,
     pub(super) limit_id: Text,
-    #[serde(default)]
     pub(super) mode: Option<Spanned<Tree>>,
-    #[serde(default)]
     pub(super) wait: Text,
-    #[serde(default)]
     pub(super) edge: Text,
-    #[serde(default)]
     pub(super) reserve: Text,
-    #[serde(default)]
     pub(super) tokenizer: Text,
-    #[serde(default)]
     pub(super) default_max_tokens: Option<Spanned<i64>>,
-    #[serde(default)]
     pub(super) unreported: Text,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub(super) weights: Weights,
-    #[serde(default)]
     pub(super) weight: Option<Spanned<i64>>,
-    #[serde(default)]
     pub(super) order: Option<Spanned<i64>>,
 }
 
@@ -141,22 +143,17 @@ pub(super) struct Timeouts {
     pub(super) idle: Text,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Limit {
-    pub(super) unit: Spanned<String>,
-    pub(super) amount: Spanned<i64>,
-    #[serde(default)]
+    pub(super) unit: Text,
+    pub(super) amount: Option<Spanned<i64>>,
     pub(super) window: Text,
-    #[serde(default)]
     pub(super) kind: Option<Spanned<Tree>>,
     /// Settings of the kind, as they can also be written beside it.
-    #[serde(default)]
     pub(super) parts: Option<Spanned<Tree>>,
-    #[serde(default)]
     pub(super) burst: Option<Spanned<Tree>>,
-    #[serde(default)]
     pub(super) time_zone: Option<Spanned<Tree>>,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub(super) at_once: bool,
 }

@@ -67,6 +67,8 @@ pub(super) struct Read {
     pub(super) credentials: Vec<Secret>,
     /// What an operator should know about what was not read.
     pub(super) remarks: Vec<String>,
+    /// Variables that are known only where it is served.
+    pub(super) unseen: Vec<String>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -76,8 +78,9 @@ pub(super) fn is_one(text: &str) -> bool {
     names("model_list") && !names("deployments")
 }
 
-/// Reads a file's text.
-pub(super) fn read(text: &str, name: &str, env: Environment<'_>) -> Read {
+/// Reads a file's text; without an environment by itself, with something usable in the place of
+/// every variable.
+pub(super) fn read(text: &str, name: &str, env: Option<Environment<'_>>) -> Read {
     let options = serde_saphyr::options! { with_snippet: false };
     let tree: Spanned<Tree> = match serde_saphyr::from_str_with_options(text, options) {
         Ok(tree) => tree,
@@ -85,6 +88,7 @@ pub(super) fn read(text: &str, name: &str, env: Environment<'_>) -> Read {
             let at = error.location().filter(|at| at.line() > 0);
             let place = at.map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
             let message = error.render().lines().next().unwrap_or("not YAML").to_owned();
+            let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
             let problem = Problem { place, field: "(the file)".into(), message, unreadable: false };
             return Read { problems: vec![problem], ..Read::default() };
         }
@@ -94,8 +98,10 @@ pub(super) fn read(text: &str, name: &str, env: Environment<'_>) -> Read {
     for (variable, value) in file.map("environment_variables").entries() {
         variables.extend(text_of(&value.value).map(|text| (variable.to_owned(), text)));
     }
-    let look_up = |variable: &str| variables.get(variable).cloned().or_else(|| env(variable));
-    let mut reader = Reader { name, env: &look_up, file: &file, read: Read::default(), ignored: BTreeSet::new() };
+    let look_up = |variable: &str| variables.get(variable).cloned().or_else(|| env?(variable));
+    let is_offline = env.is_none();
+    let (read, ignored) = (Read::default(), BTreeSet::new());
+    let mut reader = Reader { name, env: &look_up, is_offline, file: &file, read, ignored };
     reader.file();
     reader.read
 }
@@ -181,6 +187,7 @@ struct Way {
 struct Reader<'a> {
     name: &'a str,
     env: Environment<'a>,
+    is_offline: bool,
     file: &'a Map<'a>,
     read: Read,
     ignored: BTreeSet<String>,
@@ -512,6 +519,10 @@ impl<'a> Reader<'a> {
         };
         let Some(variable) = text.strip_prefix("os.environ/") else { return Some(text) };
         let found = (self.env)(variable);
+        if found.is_none() && self.is_offline {
+            self.read.unseen.push(format!("{field} ({text})"));
+            return Some(stand_in(variable, field));
+        }
         if found.is_none() {
             let message = format!("the environment variable {variable} is not set; set it or name another one");
             self.problem(written.referenced, field, message);
@@ -521,7 +532,11 @@ impl<'a> Reader<'a> {
 
     /// Returns a number, which may be quoted and have underscores, as Python's readers take it.
     fn number(&mut self, written: Option<&Spanned<Tree>>, field: &str, range: (f64, f64)) -> Option<f64> {
+        let unseen = self.read.unseen.len();
         let text = self.text(written, field)?;
+        if self.read.unseen.len() > unseen {
+            return Some(range.0);
+        }
         let number: Option<f64> = text.replace('_', "").trim().parse().ok();
         let number = number.filter(|number| (range.0..=range.1).contains(number));
         if number.is_none() {
@@ -529,6 +544,16 @@ impl<'a> Reader<'a> {
             self.problem(at, field, format!("`{text}` is not a number between {} and {}", range.0, range.1));
         }
         number
+    }
+}
+
+/// Returns what could stand in a variable that is not known.
+fn stand_in(variable: &str, field: &str) -> String {
+    match field.rsplit('.').next() {
+        Some("api_base") => format!("https://variable.invalid/{variable}"),
+        Some("model") => format!("openai/{variable}"),
+        Some("custom_llm_provider") => "openai".to_owned(),
+        _ => variable.to_owned(),
     }
 }
 

@@ -10,6 +10,7 @@ mod check;
 mod file;
 mod litellm;
 pub(crate) mod named;
+mod place;
 pub mod scalar;
 #[cfg(test)]
 mod tests;
@@ -326,22 +327,48 @@ pub fn load(path: Option<&Path>, env: Environment<'_>, flags: &Flags) -> Result<
     let from_env = env("QUOTUM_CONFIG");
     let path = path.or(from_env.as_deref().map(Path::new));
     let Some(path) = path else {
-        return check::check(file::File::default(), None, "defaults", env, flags);
+        return check::check(file::File::default(), None, "defaults", Some(env), flags);
     };
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
-        problems: vec![Problem {
-            place: name.clone(),
-            field: "(the file)".into(),
-            message: format!("cannot be read: {error}"),
-            unreadable: false,
-        }],
-    })?;
-    parse(&text, &name, env, flags)
+    parse(&text(path)?, &path.display().to_string(), env, flags)
 }
 
 /// Returns the configuration that `text` describes, with environment and flags over it.
+///
+/// # Errors
+/// As [`load`].
 pub fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Result<Config, ConfigError> {
+    understood(text, name, Some(env), flags)
+}
+
+/// What is known of a configuration by its text alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// How many deployments stand in it.
+    pub deployments: usize,
+    /// What an operator should know: also what was not looked at.
+    pub remarks: Vec<String>,
+}
+
+/// Checks what stands in a file by itself, away from where it is served: no variable is looked
+/// up, and no file that it names is opened. What these would add or mend is no mistake.
+///
+/// # Errors
+/// Names everything that is wrong wherever it is served.
+pub fn check_offline(path: &Path) -> Result<Checked, ConfigError> {
+    // It would serve without keys and credentials: nobody may have it.
+    let config = understood(&text(path)?, &path.display().to_string(), None, &Flags::default())?;
+    Ok(Checked { deployments: config.deployments.len(), remarks: config.remarks })
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let message = format!("cannot be read: {error}");
+        let (place, field) = (path.display().to_string(), "(the file)".into());
+        ConfigError { problems: vec![Problem { place, field, message, unreadable: false }] }
+    })
+}
+
+fn understood(text: &str, name: &str, env: Option<Environment<'_>>, flags: &Flags) -> Result<Config, ConfigError> {
     if litellm::is_one(text) {
         let read = litellm::read(text, name, env);
         return check::check(file::File::default(), Some(read), name, env, flags);
@@ -350,14 +377,18 @@ pub fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Res
         // A snippet of the file could show an api_key.
         with_snippet: false,
     };
-    let file: file::File = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+    let file: Option<file::File> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        use serde_saphyr::Error::{DuplicateMappingKey, SerdeUnknownField};
         let location = error.location().filter(|location| location.line() > 0);
         let place = location.map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
-        let field =
-            location.and_then(|at| field_at(text, at.line(), at.column())).unwrap_or_else(|| "(the file)".into());
+        let is_name = matches!(error.without_snippet(), SerdeUnknownField { .. } | DuplicateMappingKey { .. });
+        let field = location.and_then(|at| place::field_at(text, at, is_name)).unwrap_or_else(|| "(the file)".into());
         let message = error.render().lines().next().unwrap_or("not YAML").to_owned();
+        // The place says so already.
+        let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
         ConfigError { problems: vec![Problem { place, field, message, unreadable: false }] }
     })?;
+    let file = file.unwrap_or_default();
     if file.deployments.is_empty() && file.litellm_config.is_none() {
         // The embedded stub is for whoever gave no file at all; a file that lost its
         // deployments must not be answered with made-up text.
@@ -367,21 +398,4 @@ pub fn parse(text: &str, name: &str, env: Environment<'_>, flags: &Flags) -> Res
         return Err(ConfigError { problems: vec![problem] });
     }
     check::check(file, None, name, env, flags)
-}
-
-/// Returns the key that this place, counted from one, belongs to: where several stand in
-/// the line, the last one before it.
-fn field_at(text: &str, line: u64, column: u64) -> Option<String> {
-    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
-    let before = usize::try_from(column).ok()?.checked_sub(1)?;
-    let before: String = line.chars().take(before).collect();
-    // The place of a key is its own beginning, the place of a value lies behind it.
-    let at_value = before.trim_end().ends_with(':').then(|| before.trim_end());
-    let text = at_value.unwrap_or(&line[before.len()..]);
-    let key = match at_value {
-        Some(text) => text.trim_end_matches(':').rsplit([' ', '{', ',', '-']).next()?,
-        None => text.trim_start_matches([' ', '-', '{']).split_once(':')?.0,
-    };
-    let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_key.then(|| key.to_owned())
 }

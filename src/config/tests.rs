@@ -129,7 +129,7 @@ fn a_wrong_type_names_line_and_field() {
 #[test]
 fn of_several_fields_in_a_line_the_wrong_one_is_named() {
     let told = problems(&one_deployment("").replace("100", "1e3"));
-    assert!(told.starts_with("q.yaml:6:33: amount: "), "{told}");
+    assert!(told.starts_with("q.yaml:6:33: deployments[0].limits[0].amount: "), "{told}");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_mode_that_is_written_wrong_is_refused_with_what_would_be_right() {
         ("{ elastic: { beta: 5 } }", "q.yaml:7:30: deployments[0].mode.elastic.beta: `5` is not", "under 1"),
         ("{ elastic: { beta: 0 } }", "deployments[0].mode.elastic.beta: `0` is not", "over 0"),
         ("{ elastic: { beta: -0.1 } }", "deployments[0].mode.elastic.beta: `-0.1` is not", "over 0"),
-        ("{ elastic: { beta: .nan } }", "q.yaml:7:30: beta: non-finite float", ""),
+        ("{ elastic: { beta: .nan } }", "q.yaml:7:30: deployments[0].mode.elastic.beta: non-finite float", ""),
         ("{ elastic: { beta: 'nan' } }", "deployments[0].mode.elastic.beta: `nan` is not", "over 0"),
         ("{ elastic: { beta: 5% } }", "deployments[0].mode.elastic.beta: `5%` is not", "0.05"),
         ("{ elastic: { beta: [0.1] } }", "deployments[0].mode.elastic.beta: this is not", "0.05"),
@@ -264,11 +264,82 @@ fn a_kind_that_does_not_fit_is_told_where_and_why() {
         ("window: 60s, kind: { bucket: { burst: 1 } }", "limits[0].kind", "3 to"),
         ("window: 60s, kind: day", "limits[0].window", "is 24h long"),
         ("kind: day, time_zone: Middle/Earth", "limits[0].kind", "Middle/Earth"),
+        ("kind: { day: { time_zone: Middle/Earth } }", "limits[0].kind", "Middle/Earth"),
         ("kind: fixed", "limits[0].window", "is missing"),
     ] {
         let told = problems(&one_deployment("").replace("window: 60s", written));
         assert!(told.contains(field) && told.contains(why), "{written}: {told}");
+        assert_eq!(told.lines().count(), 1, "{written}: {told}");
     }
+}
+
+#[test]
+fn a_field_that_is_missing_is_the_one_that_is_named() {
+    for (line, field, why) in [
+        ("    model: m\n", "q.yaml:2:5: deployments[0].model: is missing", "the name callers use"),
+        ("    upstream: http://127.0.0.1:1/v1\n", "q.yaml:2:5: deployments[0].upstream: is missing", "https://"),
+        (
+            "    limits:\n      - { unit: tokens, amount: 100, window: 60s }\n",
+            "q.yaml:2:5: deployments[0].limits: is missing",
+            "{ unit: tokens, amount: 100000, window: 60s }",
+        ),
+        ("unit: tokens, ", "q.yaml:6:9: deployments[0].limits[0].unit: is missing", "tokens, requests"),
+        ("amount: 100, ", "q.yaml:6:9: deployments[0].limits[0].amount: is missing", "at least 1"),
+        (", window: 60s", "q.yaml:6:9: deployments[0].limits[0].window: is missing", "60s"),
+    ] {
+        let text = one_deployment("    wait: 20ms\n");
+        assert!(text.contains(line), "{line}");
+        let told = problems(&text.replace(line, ""));
+        assert!(told.starts_with(field) && told.contains(why), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
+#[test]
+fn several_missing_fields_are_told_at_once() {
+    let told = problems("deployments:\n  - id: a\n    limits: [{}]\n");
+    let fields: Vec<&str> = told.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    let (model, upstream) = ("deployments[0].model", "deployments[0].upstream");
+    let limit = ["unit", "amount", "window"].map(|field| format!("deployments[0].limits[0].{field}"));
+    assert_eq!(fields, [model, upstream, &limit[0], &limit[1], &limit[2]]);
+}
+
+#[test]
+fn a_field_is_named_with_its_whole_path() {
+    let two = format!("{}  - {{ id: b, model: m, upstream: 'http://h/v1', limits: [ {{", one_deployment(""));
+    for (text, place) in [
+        ("foo: 1\n".to_owned(), "q.yaml:1:1: foo: unknown field"),
+        ("proxy: { timeouts: { boddy: 5s } }\n".into(), "q.yaml:1:22: proxy.timeouts.boddy: unknown field"),
+        ("proxy:\n  timeouts:\n    body: [5s]\n".into(), "q.yaml:3:11: proxy.timeouts.body: "),
+        ("gossip:\n  seeds:\n    - a:1\n    - { b: 1 }\n".into(), "q.yaml:4:7: gossip.seeds[1]: "),
+        ("gossip:\n  cluster:\n    name: a\n".into(), "q.yaml:3:5: gossip.cluster: "),
+        ("gossip:\n  insecure: maybe\n".into(), "q.yaml:2:13: gossip.insecure: "),
+        ("node: pod-a\n".into(), "q.yaml:1:7: node: "),
+        ("node: { name: a, name: b }\n".into(), "q.yaml:1:18: node.name: duplicate"),
+        (one_deployment("    limit: 5\n"), "q.yaml:7:5: deployments[0].limit: unknown field"),
+        (format!("{two} unit: tokens, amount: 5, windows: 1s }}] }}\n"), "deployments[1].limits[0].windows: unknown"),
+        (format!("{two} unit: tokens, amount: many, window: 1s }}] }}\n"), "deployments[1].limits[0].amount: "),
+    ] {
+        let told = problems(&text);
+        assert!(told.contains(place), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+    // What is no name may be a secret in the wrong place.
+    let told = read("node: { 'sk-secret 1': { a: 1 } }\n").unwrap_err().places();
+    assert_eq!(told, "q.yaml:1:9: node");
+    assert!(problems("node: {\n").starts_with("q.yaml:"));
+}
+
+#[test]
+fn a_section_without_lines_has_its_defaults() {
+    let usual = format!("{:?}", read(&one_deployment("")).unwrap());
+    let emptied = "node:\ngossip:\n  # seeds: [a]\nproxy:\n  tls:\n  timeouts:\n  open:\n  max_body:\nadmin: null\n";
+    let text = format!("{emptied}{}", one_deployment("    timeouts:\n    weights: ~\n    mode:\n    order:\n"));
+    assert_eq!(format!("{:?}", read(&text).unwrap()), usual);
+    let told = problems("deployments:\n");
+    assert!(told.contains("deployments: no deployment is listed"), "{told}");
+    let told = problems("---\n");
+    assert!(told.contains("deployments: no deployment is listed"), "{told}");
 }
 
 #[test]
@@ -332,6 +403,18 @@ fn an_unreadable_key_file_is_the_machines_fault() {
     let error = read(&text).unwrap_err();
     assert_eq!(error.exit_code(), 69);
     assert!(error.to_string().contains("gossip.key_file: /nonexistent/key cannot be read"), "{error}");
+}
+
+#[test]
+fn a_key_file_that_is_no_text_is_a_bad_file() {
+    let path = std::env::temp_dir().join(format!("quotum-key-{}", std::process::id()));
+    std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    let text = format!("gossip: {{ key_file: {} }}\n{}", path.display(), one_deployment(""));
+    let error = read(&text).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(error.exit_code(), 64, "{error}");
+    let told = format!("gossip.key_file: {} is not text in UTF-8", path.display());
+    assert!(error.to_string().contains(&told), "{error}");
 }
 
 #[test]
@@ -448,4 +531,70 @@ fn the_api_server_is_asked_beside_a_headless_name_and_inside_kubernetes_only() {
     }
     let outside = problems(&format!("{name}{}", one_deployment("")));
     assert!(outside.contains("KUBERNETES_SERVICE_HOST"), "{outside}");
+}
+
+/// Returns what `quotum check-config --offline` says of a text: remarks, or problems.
+fn by_itself(text: &str) -> Result<Vec<String>, String> {
+    let path = std::env::temp_dir().join(format!("quotum-offline-{}-{:x}", std::process::id(), text.as_ptr() as usize));
+    std::fs::write(&path, text).unwrap();
+    let checked = check_offline(&path);
+    std::fs::remove_file(&path).unwrap();
+    let name = format!("{}:", path.display());
+    let short = |said: String| said.replace(&name, "q.yaml:");
+    checked.map(|checked| checked.remarks.into_iter().map(short).collect()).map_err(|error| short(error.to_string()))
+}
+
+#[test]
+fn a_file_is_checked_away_from_its_pod_without_variables_and_files() {
+    let text = format!(
+        "gossip: {{ seeds: ['quotum-headless:7946'], pods: 'app=quotum', key_file: /none/key }}\n\
+         proxy: {{ listen: '[::]:4000', credentials_file: /none/credentials, upstream_ca: /none/ca, \
+         tls: {{ certificate: /none/crt, key: /none/tls.key }} }}\n\
+         litellm_config: /none/litellm.yaml\n{}",
+        one_deployment("    api_key: os.environ/NO_SUCH_KEY\n")
+    );
+    assert_eq!(read(&text).unwrap_err().exit_code(), 64);
+    let remarks = by_itself(&text).unwrap();
+    assert_eq!(remarks.len(), 1);
+    for unseen in [
+        "q.yaml: not looked at: ",
+        "gossip.key_file (/none/key)",
+        "proxy.credentials_file (/none/credentials)",
+        "proxy.upstream_ca (/none/ca)",
+        "proxy.tls.certificate (/none/crt)",
+        "proxy.tls.key (/none/tls.key)",
+        "litellm_config (/none/litellm.yaml)",
+        "deployments[0].api_key (os.environ/NO_SUCH_KEY)",
+    ] {
+        assert!(remarks[0].contains(unseen), "{unseen}: {}", remarks[0]);
+    }
+    // What the pod's environment adds is not missed: its own address, the key file, the seeds.
+    for gossip in ["seeds: ['10.0.0.1:7946', '10.0.0.2:7946']", "seeds: ['a:7946']", "pods: 'app=quotum'"] {
+        assert_eq!(by_itself(&format!("gossip: {{ {gossip} }}\n{}", one_deployment(""))), Ok(Vec::new()), "{gossip}");
+    }
+    assert_eq!(by_itself("proxy: { listen: '[::]:4000' }\nlitellm_config: /none/l.yaml\n").unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_wrong_wherever_it_is_served_is_wrong_away_from_its_pod() {
+    for (text, told) in [
+        (
+            "gossip: { pods: 'app=quotum', seeds: ['10.0.0.1:7946'] }\n".to_owned(),
+            "gossip.pods: the API server is asked",
+        ),
+        ("gossip: { advertise: '10.0.0.3:1', seeds: ['10.0.0.1:7946'] }\n".into(), "is not in it"),
+        ("proxy: { listen: '[::]:4000' }\n".into(), "proxy.listen: others can reach this address"),
+        ("proxy: { tls: { key: /none/key } }\n".into(), "proxy.tls: needs both files"),
+        ("gossip: { interval: soon, key_file: /none/key }\n".into(), "gossip.interval: `soon` is not a duration"),
+    ] {
+        let problems = by_itself(&format!("{text}{}", one_deployment(""))).unwrap_err();
+        assert!(problems.contains(told), "{problems}");
+        assert_eq!(problems.lines().count(), 1, "{problems}");
+    }
+    let litellm = "model_list:\n  - model_name: m\n    litellm_params: { model: os.environ/M, api_base: os.environ/BASE, \
+                   api_key: os.environ/KEY, rpm: os.environ/RPM }\n    model_info: { id: os.environ/ID }\n\
+                   general_settings: { master_key: os.environ/MASTER }\n";
+    let remarks = by_itself(litellm).unwrap();
+    assert!(remarks[0].contains("model_list[0].litellm_params.rpm (os.environ/RPM)"), "{remarks:?}");
+    assert!(by_itself(&litellm.replace("os.environ/RPM", "many")).unwrap_err().contains("`many` is not a number"));
 }

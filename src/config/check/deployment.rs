@@ -36,10 +36,10 @@ pub(super) fn deployments(
     for (i, spanned) in written.into_iter().enumerate() {
         let at = spanned.referenced;
         let id_at = spanned.value.id.as_ref().map_or(at, |id| id.referenced);
-        let limits_at = spanned.value.limits.referenced;
+        let limits_at = spanned.value.limits.as_ref().map_or(at, |limits| limits.referenced);
         let mode_at = spanned.value.mode.as_ref().map_or(at, |mode| mode.referenced);
         let weight = check.small(spanned.value.weight.as_ref(), &format!("deployments[{i}].weight"));
-        let Some(deployment) = deployment(check, spanned.value, &format!("deployments[{i}]")) else { continue };
+        let Some(deployment) = deployment(check, spanned.value, at, &format!("deployments[{i}]")) else { continue };
         if let Some(first) = ids.insert(deployment.id.clone(), id_at) {
             let first = check.place(first);
             check.problem(
@@ -100,11 +100,16 @@ fn rate(deployment: &Deployment, unit: Unit) -> Option<f64> {
     of_unit.map(|quota| quota.amount() as f64 / quota.window().duration().as_secs_f64()).min_by(f64::total_cmp)
 }
 
-fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> Option<Deployment> {
-    let model = check.written(written.model, format!("{field}.model"));
-    let model = check.parsed(Some(model), name);
-    let upstream = check.written(written.upstream, format!("{field}.upstream"));
-    let upstream = check.parsed(Some(upstream), upstream_base);
+fn deployment(check: &mut Check<'_>, written: file::Deployment, at: Location, field: &str) -> Option<Deployment> {
+    let path = format!("{field}.model");
+    let model = check.required(written.model, at, &path, "the name callers use, such as gpt-4o");
+    let model = model.map(|model| check.written(model, path));
+    let model = check.parsed(model, name);
+    let path = format!("{field}.upstream");
+    let upstream =
+        check.required(written.upstream, at, &path, "the base of its API, such as https://example.invalid/v1");
+    let upstream = upstream.map(|upstream| check.written(upstream, path));
+    let upstream = check.parsed(upstream, upstream_base);
     let upstream_model = written.upstream_model.map(|model| check.written(model, format!("{field}.upstream_model")));
     let upstream_model = check.parsed(upstream_model, name);
     let id = written.id.map(|id| check.written(id, format!("{field}.id")));
@@ -113,7 +118,7 @@ fn deployment(check: &mut Check<'_>, written: file::Deployment, field: &str) -> 
     let limit_id = check.parsed(limit_id, name);
     let api_key = written.api_key.and_then(|key| api_key(check, &key, field));
     let timeouts = timeouts(check, written.timeouts, field);
-    let quotas = quotas(check, written.limits, field);
+    let quotas = quotas(check, written.limits, at, field);
     let mode_at = written.mode.as_ref().map(|mode| mode.referenced);
     let mode = super::mode::mode(check, written.mode, field);
     let bucket = quotas.iter().any(|quota| matches!(quota.kind(), WindowKind::Bucket { .. }));
@@ -258,7 +263,8 @@ fn api_key(check: &mut Check<'_>, key: &Spanned<Secret>, field: &str) -> Option<
     let field = format!("{field}.api_key");
     let text = key.value.reveal();
     let secret = match text.strip_prefix("os.environ/") {
-        Some(variable) => match (check.env)(variable) {
+        Some(_) if check.is_unseen(&field, text) => return None,
+        Some(variable) => match check.variable(variable) {
             Some(value) => Secret::new(value),
             None => {
                 let message = format!("the environment variable {variable} is not set; set it or name another one");
@@ -289,19 +295,23 @@ fn timeouts(check: &mut Check<'_>, written: file::Timeouts, field: &str) -> Time
     }
 }
 
-fn quotas(check: &mut Check<'_>, written: Spanned<Vec<Spanned<file::Limit>>>, field: &str) -> Vec<Quota> {
+fn quotas(
+    check: &mut Check<'_>,
+    written: Option<Spanned<Vec<Spanned<file::Limit>>>>,
+    at: Location,
+    field: &str,
+) -> Vec<Quota> {
+    const EXAMPLE: &str = "at least one limit: { unit: tokens, amount: 100000, window: 60s }";
+    let path = format!("{field}.limits");
+    let Some(written) = check.required(written, at, &path, EXAMPLE) else { return Vec::new() };
     if written.value.is_empty() {
-        check.problem(
-            written.referenced,
-            format!("{field}.limits"),
-            "is empty; name at least one limit: { unit: tokens, amount: 100000, window: 60s }",
-        );
+        check.problem(written.referenced, path, format!("is empty; name {EXAMPLE}"));
     }
     let mut quotas: Vec<Quota> = Vec::new();
     for (i, limit) in written.value.into_iter().enumerate() {
         let at = limit.referenced;
         let field = format!("{field}.limits[{i}]");
-        let Some(quota) = quota(check, limit.value, &field) else { continue };
+        let Some(quota) = quota(check, limit.value, at, &field) else { continue };
         if quotas.iter().any(|other| same_window(*other, quota)) {
             let message = format!("a limit of {} for this window is already named; keep one", quota.unit());
             check.problem(at, field, message);
@@ -319,37 +329,47 @@ fn same_window(one: Quota, other: Quota) -> bool {
         && discriminant(&one.kind()) == discriminant(&other.kind())
 }
 
-fn quota(check: &mut Check<'_>, written: file::Limit, field: &str) -> Option<Quota> {
-    let unit = check.written(written.unit, format!("{field}.unit"));
-    let unit = check.parsed(Some(unit), |text| {
-        let names: Vec<&str> = Unit::ALL.iter().map(|unit| unit.name()).collect();
+fn quota(check: &mut Check<'_>, written: file::Limit, at: Location, field: &str) -> Option<Quota> {
+    let names: Vec<&str> = Unit::ALL.iter().map(|unit| unit.name()).collect();
+    let path = format!("{field}.unit");
+    let unit = check.required(written.unit, at, &path, &format!("one of: {}", names.join(", ")));
+    let unit = unit.map(|unit| check.written(unit, path));
+    let unit = check.parsed(unit, |text| {
         Unit::from_name(text).ok_or_else(|| format!("`{text}` is not one of: {}", names.join(", ")))
     });
-    let (amount_at, amount) = (written.amount.referenced, written.amount.value);
-    if amount <= 0 {
-        let message = format!("{amount} would let nothing through; a limit is at least 1");
-        check.problem(amount_at, format!("{field}.amount"), message);
-    }
-    let kind_at = written.kind.as_ref().map_or(amount_at, |kind| kind.referenced);
+    let path = format!("{field}.amount");
+    let amount = check.required(written.amount, at, &path, "how many units a window lets through, at least 1");
+    let amount_at = amount.as_ref().map_or(at, |amount| amount.referenced);
+    let amount = amount.and_then(|amount| {
+        let positive = u64::try_from(amount.value).ok().filter(|amount| *amount > 0);
+        if positive.is_none() {
+            let message = format!("{} would let nothing through; a limit is at least 1", amount.value);
+            check.problem(amount_at, path, message);
+        }
+        positive
+    });
+    let kind_at = written.kind.as_ref().map_or(at, |kind| kind.referenced);
     let beside = [("parts", written.parts), ("burst", written.burst), ("time_zone", written.time_zone)];
     let kind = kind(written.kind, beside).map_err(|message| {
         check.problem(kind_at, format!("{field}.kind"), message);
     });
     let kind = kind.ok();
-    let window_at = written.window.as_ref().map_or(amount_at, |window| window.referenced);
-    let window = match written.window {
-        Some(window) => {
-            let window = check.written(window, format!("{field}.window"));
+    let path = format!("{field}.window");
+    let window_at = written.window.as_ref().map_or(at, |window| window.referenced);
+    let window = match (written.window, kind) {
+        (Some(window), _) => {
+            let window = check.written(window, path);
             check.parsed(Some(window), duration)
         }
-        None if matches!(kind, Some(WindowKind::Day { .. })) => Some(WindowLength::DAY.duration()),
-        None => {
-            check.problem(amount_at, format!("{field}.window"), "is missing; write how long a window is, such as 60s");
+        (None, Some(WindowKind::Day { .. })) => Some(WindowLength::DAY.duration()),
+        // Whether it needs one is not known.
+        (None, None) => None,
+        (None, Some(_)) => {
+            check.problem(at, path, "is missing; write how long a window is, such as 60s");
             None
         }
     };
-    let (unit, window, kind) = (unit?, window?, kind?);
-    let amount = u64::try_from(amount).ok().filter(|amount| *amount > 0)?;
+    let (unit, amount, window, kind) = (unit?, amount?, window?, kind?);
     let quota = Quota::new(unit, amount, window).and_then(|quota| quota.of_kind(kind)).map_err(|error| {
         let (at, part) = match error {
             QuotaError::Window(_) | QuotaError::Day(_) => (window_at, "window"),

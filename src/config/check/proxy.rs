@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_saphyr::Spanned;
 
-use super::{Check, Setting, is_loopback, loopback};
-use crate::config::named::{self, FileError, Pair};
+use super::{Check, Setting, is_loopback, loopback, unseen_credential};
+use crate::config::named::{self, Pair};
 use crate::config::scalar::size;
-use crate::config::{Bounds, Flags, Listen, PROXY_PORT, Problem, Proxy, Secret, Tls, file};
+use crate::config::{Bounds, Flags, Listen, PROXY_PORT, Proxy, Secret, Tls, file};
 
 impl Check<'_> {
     pub(super) fn proxy(&mut self, file: file::Proxy, fixed_credentials: Vec<Secret>, flags: &Flags) -> Proxy {
@@ -42,6 +42,9 @@ impl Check<'_> {
         let tls = file.tls.and_then(|tls| self.tls(tls));
         let upstream_ca = file.upstream_ca.map(|text| self.written(text, "proxy.upstream_ca"));
         let upstream_ca = upstream_ca.and_then(|setting| {
+            if self.is_unseen(&setting.field, &setting.text) {
+                return None;
+            }
             let path = Path::new(&setting.text);
             let found = named::read(path).and_then(|bytes| named::authorities(path, &bytes));
             self.usable(&setting, found)
@@ -118,6 +121,10 @@ impl Check<'_> {
             self.problem(at, "proxy.tls", message);
             return None;
         };
+        let unseen = [&certificate, &key].map(|setting| self.is_unseen(&setting.field, &setting.text));
+        if unseen.contains(&true) {
+            return None;
+        }
         let pair = Pair { certificate: (&certificate.text).into(), key: (&key.text).into() };
         let chain = named::read(&pair.certificate).and_then(|bytes| {
             named::certificates(&pair.certificate, &bytes)?;
@@ -130,23 +137,11 @@ impl Check<'_> {
     }
 
     fn credentials(&mut self, setting: &Setting) -> Vec<Secret> {
+        if self.is_unseen(&setting.field, &setting.text) {
+            return vec![unseen_credential()];
+        }
         let path = Path::new(&setting.text);
         let found = named::read(path).and_then(|bytes| named::credentials(path, &bytes));
         self.usable(setting, found).unwrap_or_default()
-    }
-
-    /// Returns what a named file holds; what is wrong with it is a problem of the setting
-    /// that names it.
-    fn usable<T>(&mut self, setting: &Setting, found: Result<T, FileError>) -> Option<T> {
-        found
-            .map_err(|error| {
-                self.problems.push(Problem {
-                    place: setting.place.clone(),
-                    field: setting.field.clone(),
-                    message: error.to_string(),
-                    unreadable: matches!(error, FileError::Unreadable(..)),
-                });
-            })
-            .ok()
     }
 }
