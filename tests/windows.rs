@@ -143,3 +143,17 @@ fn a_newcomer_without_a_share_serves_with_rights_from_its_peers() {
     fleet.settle();
     assert!(matches!(fleet::poll(&mut waiting, &wakes), std::task::Poll::Ready(Ok(_))));
 }
+
+#[test]
+fn of_a_window_that_nobody_has_touched_a_silent_peers_part_is_out_of_reach() {
+    let mut fleet = fleet(3);
+    let margins = |fleet: &Fleet| {
+        let standing = fleet.pods[0].handle.standings()[0];
+        (standing.spendable, standing.margin_reachable, standing.margin_unreachable)
+    };
+    fleet.run(3);
+    assert_eq!(margins(&fleet), (LIMIT / 3, LIMIT / 3 * 2, 0));
+    fleet.kill(2);
+    fleet.run(30);
+    assert_eq!(margins(&fleet), (LIMIT / 3, LIMIT / 3, LIMIT / 3));
+}

@@ -204,7 +204,11 @@ impl Ledger {
                 let (share, kept) = self.rights_untouched(key, window, now);
                 let owned = share as i64 + kept;
                 let rest = if self.attached { limit.saturating_sub(owned.max(0) as u64) } else { 0 };
-                (self.used_of(key, window), owned + state.mode.allowance(share) as i64, owned, rest)
+                // Nothing is known of what the others did. Who does not answer keeps its part.
+                let others = self.replicas_in(None, window) - 1;
+                let reachable = self.roster.peers().filter(|(id, _)| self.is_reachable(*id, now)).count();
+                let reachable = u128::from(rest) * reachable as u128 / u128::from(others.max(1));
+                (self.used_of(key, window), owned + state.mode.allowance(share) as i64, owned, reachable as u64)
             }
         };
         let spendable = balance.max(0) as u64;
