@@ -24,6 +24,7 @@
 
 mod account;
 mod carry;
+mod decision;
 mod exchange;
 mod few;
 mod hash;
@@ -50,13 +51,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use self::decision::{Claim, Denied, Obstacle, Standing};
 pub use self::kind::WindowKind;
 pub use self::message::{
     Contact, Member, Message, ReplicaId, RequestKind, RightsRequest, RosterMessage, Row, Slot, Target, Transmit,
 };
 pub use self::mode::{Margin, Mode, Portion, PortionError};
 pub use self::note::{Ignored, Note};
-pub use self::quota::{Claim, Denied, Key, LimitId, Obstacle, Quota, QuotaAmount, QuotaError, Standing, Unit};
+pub use self::quota::{Key, LimitId, Quota, QuotaAmount, QuotaError, Unit};
 pub use self::roster::{
     Blocked, Directory, FirstWindow, ForgetError, Gone, MAX_MEMBERS, OnSilence, Place, Proof, Roster, RosterNote,
     RosterSettings,

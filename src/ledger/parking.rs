@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::decision::{Claim, Denied, Obstacle, Standing};
 use super::mode::Mode;
-use super::quota::{Claim, Denied, Obstacle, Standing};
 use super::window::{Timestamp, Window};
 use super::{Counter, Ledger, window_of};
 

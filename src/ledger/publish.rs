@@ -7,18 +7,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::account::{Account, Actor, Merged};
 use super::limits::Other;
 use super::message::{Message, ReplicaId, RosterMessage, Row, Target, Transmit};
-use super::roster::Blocked;
 use super::window::{EPSILON, MAX_LEAD, Timestamp, Window};
-use super::{KeyState, Ledger, Note, window_of};
-
-/// How long a peer that is not proven gone is silent before it is shown as that: a restart, a
-/// pause for garbage or a lost burst is over by then.
-const SILENT: Duration = Duration::from_secs(5);
+use super::{KeyState, Ledger, Note};
 
 /// How many ticks in a row a changed row is sent: at 20 % loss it then gets through to a
 /// peer in 99 of 100 cases; the relay and chitchat carry the rest.
@@ -278,75 +272,6 @@ impl Ledger {
         self.roster.message()
     }
 
-    /// Returns this replica's id.
-    pub const fn me(&self) -> ReplicaId {
-        self.roster.me()
-    }
-
-    /// Returns the replicas that count as alive, and where to send to them, by id. One that
-    /// has said goodbye is among them as long as it is heard: it hands over what its last
-    /// requests give back, and only to those it hears.
-    pub fn peers(&self) -> Vec<(ReplicaId, SocketAddr)> {
-        let silence = self.interval * super::REACHABLE_TICKS * 2;
-        let heard = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| self.now.since(peer.heard) < silence);
-        let everybody = self.roster.everybody().filter(|(id, _, gone)| gone.is_none() || heard(id));
-        everybody.map(|(id, slot, _)| (id, slot.addr)).collect()
-    }
-
-    /// Returns where a replica of the roster listens, gone or not.
-    pub fn address_of(&self, id: ReplicaId) -> Option<SocketAddr> {
-        self.roster.everybody().find(|(known, ..)| *known == id).map(|(_, slot, _)| slot.addr)
-    }
-
-    /// Returns listed addresses at which nobody has answered yet.
-    pub fn unresolved(&self) -> Vec<SocketAddr> {
-        self.roster.unresolved().collect()
-    }
-
-    /// Returns who keeps this replica from its share, or costs it a part, as of what the
-    /// ledger was told last. `clock` is what the clock shows, be it earlier than before.
-    pub fn blocked(&self, clock: Timestamp) -> Vec<Blocked> {
-        let mut blocked = self.roster.blocked();
-        if let Some(trouble) = &self.trouble {
-            // It says more than that nothing that counts has been read.
-            blocked.retain(|other| other.who != trouble.who);
-            blocked.insert(0, trouble.clone());
-        }
-        blocked.extend(self.roster.fenced(self.now));
-        let behind = self.behind(clock);
-        blocked.extend((behind > 2 * EPSILON).then(|| Blocked::ahead(self.roster.me(), behind)));
-        for block in &mut blocked {
-            let addr = block.who.parse().ok();
-            let addr = addr.or_else(|| self.address_of(ReplicaId::parse(&block.who)?));
-            if let Some(why) = addr.and_then(|addr| self.rejected.get(&addr)) {
-                block.reject(why);
-            }
-        }
-        blocked
-    }
-
-    /// Returns the peers that this replica and they have not heard one another of for long,
-    /// and that nothing proves gone: what they hold of any window is out of reach.
-    pub fn silent(&self, clock: Timestamp) -> Vec<Blocked> {
-        let now = self.now.max(clock);
-        let peers = self.roster.peers().filter(|(id, _)| !self.is_reachable(*id, now));
-        let silent = peers.filter_map(|(id, slot)| {
-            let peer = self.peers.get(&id).copied().unwrap_or_default();
-            // Who was never heard is waited for, and that is said elsewhere.
-            let (unheard, unechoed) = (now.since(peer.heard), clock.min(now).since(peer.echo));
-            let heard = peer.contact.is_some();
-            let silent = heard && unheard.max(unechoed) >= SILENT;
-            silent.then(|| {
-                let mut silent = Blocked::silent(id, slot, unheard, unechoed, self.roster.directory());
-                if let Some(why) = self.rejected.get(&slot.addr) {
-                    silent.reject(why);
-                }
-                silent
-            })
-        });
-        silent.collect()
-    }
-
     /// Returns the rows of one replica's account as messages: one, unless it has given to
     /// more replicas than a row can name.
     fn rows_of(&self, key: usize, window: Window, actor: Actor) -> Vec<Row> {
@@ -418,27 +343,5 @@ fn own_row(me: ReplicaId, state: &KeyState, account: &Account, given: Vec<(Repli
         spendable: account.published.owned,
         demand: state.demand,
         typical: state.typical,
-    }
-}
-
-impl Ledger {
-    /// Says whether this replica has looked at its directory and heard a peer, or is
-    /// alone: whether it may take traffic.
-    pub fn is_ready(&self, now: Timestamp) -> bool {
-        !self.roster.is_leaving()
-            && !self.roster.is_declared_gone()
-            && (self.roster.first().is_some()
-                || (self.roster.has_looked() && self.roster.peers().any(|(id, _)| self.is_reachable(id, now))))
-    }
-
-    /// Says whether this replica has its share of the windows that run now, in every
-    /// limit that is in use.
-    pub fn has_share(&self, now: Timestamp) -> bool {
-        let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
-        let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
-        self.roster.first().is_some_and(|first| {
-            !self.roster.is_declared_gone()
-                && states.all(|state| state.slices.latest_instalment(window_of(state, now), now).start() >= first)
-        })
     }
 }

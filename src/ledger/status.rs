@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::decision::Standing;
 use super::limits::Shape;
 use super::message::ReplicaId;
 use super::mode::Mode;
-use super::quota::{Key, Quota, Standing, Unit};
+use super::quota::{Key, Quota, Unit};
 use super::roster::{Blocked, Directory};
 use super::version::Switch;
-use super::window::Timestamp;
+use super::window::{EPSILON, Timestamp};
 use super::{Ignored, Ledger, window_of};
 
 /// Amounts of one key since this replica started, in units.
@@ -148,6 +149,10 @@ pub struct Mismatch {
     pub theirs: Quota,
 }
 
+/// How long a peer that is not proven gone is silent before it is shown as that: a restart, a
+/// pause for garbage or a lost burst is over by then.
+const SILENT: Duration = Duration::from_secs(5);
+
 impl Ledger {
     /// Returns everything there is to see.
     pub fn status(&self, now: Timestamp) -> Status {
@@ -186,6 +191,95 @@ impl Ledger {
             held: self.held(),
             ignored: Ignored { future_answer: self.roster.future_answers(), ..self.ignored },
         }
+    }
+
+    /// Returns this replica's id.
+    pub const fn me(&self) -> ReplicaId {
+        self.roster.me()
+    }
+
+    /// Returns the replicas that count as alive, and where to send to them, by id. One that
+    /// has said goodbye is among them as long as it is heard: it hands over what its last
+    /// requests give back, and only to those it hears.
+    pub fn peers(&self) -> Vec<(ReplicaId, SocketAddr)> {
+        let silence = self.interval * super::REACHABLE_TICKS * 2;
+        let heard = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| self.now.since(peer.heard) < silence);
+        let everybody = self.roster.everybody().filter(|(id, _, gone)| gone.is_none() || heard(id));
+        everybody.map(|(id, slot, _)| (id, slot.addr)).collect()
+    }
+
+    /// Returns where a replica of the roster listens, gone or not.
+    pub fn address_of(&self, id: ReplicaId) -> Option<SocketAddr> {
+        self.roster.everybody().find(|(known, ..)| *known == id).map(|(_, slot, _)| slot.addr)
+    }
+
+    /// Returns listed addresses at which nobody has answered yet.
+    pub fn unresolved(&self) -> Vec<SocketAddr> {
+        self.roster.unresolved().collect()
+    }
+
+    /// Returns who keeps this replica from its share, or costs it a part, as of what the
+    /// ledger was told last. `clock` is what the clock shows, be it earlier than before.
+    pub fn blocked(&self, clock: Timestamp) -> Vec<Blocked> {
+        let mut blocked = self.roster.blocked();
+        if let Some(trouble) = &self.trouble {
+            // It says more than that nothing that counts has been read.
+            blocked.retain(|other| other.who != trouble.who);
+            blocked.insert(0, trouble.clone());
+        }
+        blocked.extend(self.roster.fenced(self.now));
+        let behind = self.behind(clock);
+        blocked.extend((behind > 2 * EPSILON).then(|| Blocked::ahead(self.roster.me(), behind)));
+        for block in &mut blocked {
+            let addr = block.who.parse().ok();
+            let addr = addr.or_else(|| self.address_of(ReplicaId::parse(&block.who)?));
+            if let Some(why) = addr.and_then(|addr| self.rejected.get(&addr)) {
+                block.reject(why);
+            }
+        }
+        blocked
+    }
+
+    /// Returns the peers that this replica and they have not heard one another of for long,
+    /// and that nothing proves gone: what they hold of any window is out of reach.
+    pub fn silent(&self, clock: Timestamp) -> Vec<Blocked> {
+        let now = self.now.max(clock);
+        let peers = self.roster.peers().filter(|(id, _)| !self.is_reachable(*id, now));
+        let silent = peers.filter_map(|(id, slot)| {
+            let peer = self.peers.get(&id).copied().unwrap_or_default();
+            // Who was never heard is waited for, and that is said elsewhere.
+            let (unheard, unechoed) = (now.since(peer.heard), clock.min(now).since(peer.echo));
+            let heard = peer.contact.is_some();
+            let silent = heard && unheard.max(unechoed) >= SILENT;
+            silent.then(|| {
+                let mut silent = Blocked::silent(id, slot, unheard, unechoed, self.roster.directory());
+                if let Some(why) = self.rejected.get(&slot.addr) {
+                    silent.reject(why);
+                }
+                silent
+            })
+        });
+        silent.collect()
+    }
+
+    /// Says whether this replica has looked at its directory and heard a peer, or is
+    /// alone: whether it may take traffic.
+    pub fn is_ready(&self, now: Timestamp) -> bool {
+        !self.roster.is_leaving()
+            && !self.roster.is_declared_gone()
+            && (self.roster.first().is_some()
+                || (self.roster.has_looked() && self.roster.peers().any(|(id, _)| self.is_reachable(id, now))))
+    }
+
+    /// Says whether this replica has its share of the windows that run now, in every
+    /// limit that is in use.
+    pub fn has_share(&self, now: Timestamp) -> bool {
+        let own = self.limits.iter().filter(|limit| limit.configured).flat_map(|limit| &limit.keys);
+        let mut states = own.map(|key| &self.keys[*key]).filter(|state| state.ring.is_in_force(now));
+        self.roster.first().is_some_and(|first| {
+            !self.roster.is_declared_gone()
+                && states.all(|state| state.slices.latest_instalment(window_of(state, now), now).start() >= first)
+        })
     }
 
     /// Returns where each quota of a limit stands in the window of `now`, in key order.
