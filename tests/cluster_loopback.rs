@@ -1,6 +1,7 @@
 //! Whole replicas over real loopback UDP: they find one another, hold one limit together,
 //! share rights, leave, and are not impressed by what strangers send.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quotum::cluster::discovery::{Answer, Scripted, Unanswered};
+use quotum::cluster::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::cluster::{
     Cluster, ClusterConfig, Datagrams, JoinError, KeyRing, Net, SeedError, Seeds, UdpDatagrams, UdpNet,
 };
@@ -28,19 +30,24 @@ struct TestNet {
     socket: Mutex<Option<UdpSocket>>,
     names: Vec<IpAddr>,
     broken: Arc<AtomicBool>,
+    sent: Sent,
 }
+
+/// How many frames of which wire version a pod has sent to which address.
+type Sent = Arc<Mutex<BTreeMap<(SocketAddr, u8), usize>>>;
 
 impl TestNet {
     fn new(socket: UdpSocket, names: Vec<IpAddr>) -> Self {
-        Self { socket: Mutex::new(Some(socket)), names, broken: Arc::default() }
+        Self { socket: Mutex::new(Some(socket)), names, broken: Arc::default(), sent: Sent::default() }
     }
 }
 
-/// A socket whose receiving side can be broken.
+/// A socket whose receiving side can be broken, and whose sending side is looked at.
 #[derive(Debug)]
 struct TestSocket {
     inner: UdpDatagrams,
     broken: Arc<AtomicBool>,
+    sent: Sent,
 }
 
 impl Net for TestNet {
@@ -48,7 +55,8 @@ impl Net for TestNet {
 
     async fn bind(&self, _: SocketAddr) -> io::Result<TestSocket> {
         let socket = self.socket.lock().unwrap().take().ok_or(io::ErrorKind::AddrInUse)?;
-        Ok(TestSocket { inner: UdpDatagrams::from_std(socket)?, broken: Arc::clone(&self.broken) })
+        let inner = UdpDatagrams::from_std(socket)?;
+        Ok(TestSocket { inner, broken: Arc::clone(&self.broken), sent: Arc::clone(&self.sent) })
     }
 
     async fn lookup(&self, _: &str) -> io::Result<Vec<IpAddr>> {
@@ -66,6 +74,8 @@ impl Datagrams for TestSocket {
     }
 
     async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        // Behind the magic number, which has three bytes.
+        *self.sent.lock().unwrap().entry((to, datagram[3])).or_default() += 1;
         self.inner.send_to(datagram, to).await
     }
 
@@ -210,6 +220,50 @@ async fn the_failure_detector_sees_every_other_replica() {
         assert_eq!(stats.membership_restarts, 0);
         let rejected: u64 = stats.frames_rejected.values().sum();
         assert_eq!(rejected, 0, "{:?}", stats.frames_rejected);
+    }
+}
+
+#[tokio::test]
+async fn pods_of_two_releases_hold_one_limit_and_nobody_is_sent_what_it_cannot_read() {
+    let sockets: Vec<_> = (0..3).map(|_| bound(Ipv4Addr::LOCALHOST)).collect();
+    let addrs: Vec<_> = sockets.iter().map(|(_, addr)| *addr).collect();
+    let (mut fleet, mut sent) = (Vec::new(), Vec::new());
+    for (node, (socket, addr)) in sockets.into_iter().enumerate() {
+        let limiter = limiter();
+        let wire = if node == 0 { OLDEST_WIRE_VERSION } else { WIRE_VERSION };
+        let config = ClusterConfig { wire, ..config(Seeds::Static(addrs.clone()), addr, node) };
+        let net = TestNet::new(socket, Vec::new());
+        sent.push(Arc::clone(&net.sent));
+        fleet.push((limiter.clone(), Cluster::join(&limiter, config, net).await.unwrap()));
+    }
+    for (limiter, _) in &fleet {
+        until("every replica has its share", || limiter.status().has_share).await;
+    }
+    let frames = |from: usize, to: usize, version| {
+        sent[from].lock().unwrap().get(&(addrs[to], version)).copied().unwrap_or_default()
+    };
+    for (from, to) in [(1, 2), (2, 1)] {
+        until("they find out that both read the newest version", || frames(from, to, WIRE_VERSION) > 0).await;
+    }
+    // The one of the release before has its part of it all.
+    let mut spent = spend_all(&fleet[0].0).await;
+    assert!(spent > LIMIT / 3, "{spent}");
+    for (limiter, _) in &fleet {
+        spent += spend_all(limiter).await;
+    }
+    assert!(spent > LIMIT * 9 / 10 && spent <= LIMIT, "{spent}");
+    for other in [1, 2] {
+        let before = [frames(0, other, OLDEST_WIRE_VERSION), frames(other, 0, OLDEST_WIRE_VERSION)];
+        until("both go on in the oldest version", || {
+            frames(0, other, OLDEST_WIRE_VERSION) > before[0] + 8
+                && frames(other, 0, OLDEST_WIRE_VERSION) > before[1] + 8
+        })
+        .await;
+        assert_eq!([frames(0, other, WIRE_VERSION), frames(other, 0, WIRE_VERSION)], [0, 0]);
+    }
+    for (_, cluster) in &fleet {
+        let rejected = cluster.stats().frames_rejected;
+        assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
     }
 }
 
@@ -433,6 +487,8 @@ async fn what_cannot_be_safe_is_refused_before_anything_runs() {
     assert!(matches!(error, JoinError::Seeds(SeedError::NotListed { .. })));
     let nameless = ClusterConfig { node: String::new(), ..loopback(Seeds::Alone) };
     assert!(matches!(refused(nameless).await, JoinError::Node));
+    let next = ClusterConfig { wire: WIRE_VERSION + 1, ..loopback(Seeds::Alone) };
+    assert!(matches!(refused(next).await, JoinError::Wire(_)));
     // After all that it is still a limiter that is alone.
     assert_eq!(spend_all(&limiter).await, LIMIT);
 }

@@ -9,11 +9,11 @@ use quotum::cluster::KeyRing;
 use quotum::cluster::fragment::{Assembled, Assembler, MAX_SPLIT};
 use quotum::cluster::frame::{Frames, MAX_PAYLOAD};
 use quotum::cluster::inbox::{Content, Inbox};
-use quotum::cluster::wire::{self, WIRE_VERSION};
+use quotum::cluster::wire::{self, OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::layer::{
     AnthropicMessages, Dialect, OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses, Report,
 };
-use quotum::ledger::{Contact, Directory, Gone, ReplicaId, RosterSettings, Slot, Timestamp};
+use quotum::ledger::{Contact, Directory, Gone, Message, ReplicaId, RosterSettings, Slot, Timestamp};
 use quotum::{Claim, Clock, Limiter, Quota};
 
 const NOW: Timestamp = Timestamp::from_unix_ms(1_763_856_065_000);
@@ -34,17 +34,19 @@ pub fn frame(bytes: &[u8]) {
         assert_ne!(received.contact.from, US, "nobody else is us");
     }
     let payload = &bytes[..bytes.len().min(MAX_PAYLOAD)];
-    let mut sealed = Frames::new(keys(), "test", PEER).seal(Some(US), NOW, None, [7; 24], payload);
-    if let Ok(received) = inbox.receive(&mut sealed, NOW) {
-        assert_eq!(received.contact, Contact { from: PEER, sent_at: NOW, echo: None });
-        if let Content::Messages(messages) = received.content {
-            assert!(!payload.is_empty() || messages.is_empty());
+    for version in OLDEST_WIRE_VERSION..=WIRE_VERSION {
+        let mut sealed = Frames::new(keys(), "test", PEER).seal(version, Some(US), NOW, None, [7; 24], payload);
+        if let Ok(received) = inbox.receive(&mut sealed, NOW) {
+            assert_eq!(received.contact, Contact { from: PEER, sent_at: NOW, echo: None });
+            if let Content::Messages(messages) = received.content {
+                assert!(!payload.is_empty() || messages.is_empty());
+            }
         }
     }
 }
 
-/// Payloads of several senders, one after another: each is a byte of who, two of how long, and
-/// itself. What comes out is never longer than what can be sent.
+/// Payloads of several senders, one after another: each is a byte of who and of which version,
+/// two of how long, and itself. What comes out is never longer than what can be sent.
 pub fn fragment(bytes: &[u8]) {
     let (mut assembler, mut rest, mut now) = (Assembler::default(), bytes, NOW);
     while let Some(([who, high, low], behind)) = rest.split_first_chunk::<3>() {
@@ -52,7 +54,8 @@ pub fn fragment(bytes: &[u8]) {
         let (payload, left) = behind.split_at(length);
         rest = left;
         now = now.next();
-        if let Ok(Assembled::Whole(_, whole)) = assembler.accept(ReplicaId::from_bits((*who).into()), payload, now) {
+        let (from, version) = (ReplicaId::from_bits((who & 0x7f).into()), OLDEST_WIRE_VERSION + (who >> 7));
+        if let Ok(Assembled::Whole(_, whole)) = assembler.accept(from, version, payload, now) {
             assert!(whole.len() <= MAX_SPLIT.max(payload.len()));
         }
     }
@@ -67,14 +70,24 @@ impl Clock for Still {
     }
 }
 
-/// Messages of a key holder: rows, requests for rights, rosters. What is understood is written
-/// again with the same meaning, and a ledger that hears it goes on. That it may lie, and what
-/// that costs, is in SECURITY.md.
+/// Messages of a key holder, in each version: rows, requests for rights, rosters. What is
+/// understood is written again in the same bytes, or in the other version with the same
+/// meaning, and a ledger that hears it goes on. That it may lie, and what that costs, is in
+/// SECURITY.md.
 pub fn row(bytes: &[u8]) {
-    let Ok(messages) = wire::decode(WIRE_VERSION, bytes) else { return };
-    let mut again = Vec::new();
-    messages.iter().for_each(|message| wire::encode(message, &mut again));
-    assert_eq!(wire::decode(WIRE_VERSION, &again).as_ref(), Ok(&messages));
+    for version in OLDEST_WIRE_VERSION..=WIRE_VERSION {
+        let Ok(messages) = wire::decode(version, PEER, bytes) else { continue };
+        for other in OLDEST_WIRE_VERSION..=WIRE_VERSION {
+            let mut again = Vec::new();
+            wire::encode(other, PEER, &messages, &mut again);
+            assert_eq!(wire::decode(other, PEER, &again).as_ref(), Ok(&messages));
+            assert!(other != version || again == bytes);
+        }
+        hear(messages);
+    }
+}
+
+fn hear(messages: Vec<Message>) {
     let quota = Quota::tokens(100).per_minute();
     let Ok(limiter) = Limiter::builder().clock(Still).deployment("gpt", [quota]).build() else { return };
     let slot = Slot { node: "us".into(), addr: ([10, 0, 0, 1], 7946).into(), exclusive: true };

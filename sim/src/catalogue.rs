@@ -11,6 +11,7 @@ pub(crate) mod studies;
 
 use std::time::Duration;
 
+use quotum::cluster::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::ledger::{Directory, FirstWindow, OnSilence};
 use quotum::{Mode, Quota, Unit};
 
@@ -298,6 +299,9 @@ const SWARM_SOMETIMES: &[(&str, f64)] = &[
     ("replay", 0.05),
     ("garbage", 0.05),
     ("other wire versions", 0.05),
+    ("two releases at once", 0.05),
+    ("a frame of the oldest version", 0.9),
+    ("a frame of the newest version", 0.3),
     ("one-way cut", 0.05),
     ("split", 0.05),
     ("split during a roll", 0.05),
@@ -382,6 +386,7 @@ fn base(seed: u64, rng: &mut Rng, slots: usize, window_s: u64) -> Plan {
         faults: Vec::new(),
         promise: Promise::Zero,
         keys: Vec::new(),
+        releases: Vec::new(),
         sealed: false,
         measure_from: None,
         finale: false,
@@ -442,7 +447,20 @@ fn storm(seed: u64, rng: &mut Rng, slots: usize, window_s: u64, end: Micros) -> 
     swarm_workload(&mut plan, rng);
     let swarm = Swarm { slots, storm: plan.storm, window: plan.window(), phase: plan.phase, new_slots: named };
     plan.faults = swarm.draw(rng);
+    plan.releases = releases(seed, plan.storm);
     plan
+}
+
+/// Half of the storms are of fleets in which somebody is of the release before: of nobody else,
+/// of those that start early, or of those that start late. Not drawn, so that every seed goes on
+/// drawing what it drew.
+fn releases(seed: u64, storm: Micros) -> Vec<(Micros, u8)> {
+    match seed % 6 {
+        0 => vec![(0, OLDEST_WIRE_VERSION)],
+        1 => vec![(0, OLDEST_WIRE_VERSION), (storm / 3, WIRE_VERSION)],
+        2 => vec![(0, WIRE_VERSION), (storm / 3, OLDEST_WIRE_VERSION)],
+        _ => Vec::new(),
+    }
 }
 
 fn swarm_workload(plan: &mut Plan, rng: &mut Rng) {

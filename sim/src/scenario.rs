@@ -128,6 +128,9 @@ pub(crate) struct Plan {
     pub(crate) promise: Promise,
     /// From when on processes start with which keys, the first of each sealing; empty: one for all.
     pub(crate) keys: Vec<(Micros, &'static [u8])>,
+    /// From when on processes start with which newest wire version: one below this release's makes
+    /// them pods of the release before. Empty: all are of this one.
+    pub(crate) releases: Vec<(Micros, u8)>,
     /// Whether frames are really sealed and opened; else the codec alone is exercised.
     pub(crate) sealed: bool,
     /// When efficiency is measured: whole windows that start after this.

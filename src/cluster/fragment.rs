@@ -118,14 +118,21 @@ pub enum Assembled {
 }
 
 impl Assembler {
-    /// Takes a payload.
+    /// Takes a payload of a wire version.
     ///
     /// # Errors
-    /// If it is of no kind, or a fragment that does not fit those of its number.
-    pub fn accept(&mut self, from: ReplicaId, payload: &[u8], now: Timestamp) -> Result<Assembled, Rejected> {
+    /// If it is of no kind, or a fragment that does not fit those of its number: one of another
+    /// version neither.
+    pub fn accept(
+        &mut self,
+        from: ReplicaId,
+        version: u8,
+        payload: &[u8],
+        now: Timestamp,
+    ) -> Result<Assembled, Rejected> {
         match payload {
             [] => Ok(Assembled::Empty),
-            [FRAGMENT_KIND, fragment @ ..] => self.accept_fragment(from, fragment, now),
+            [FRAGMENT_KIND, fragment @ ..] => self.accept_fragment(from, version, fragment, now),
             [kind, bytes @ ..] => {
                 let kind = Kind::from_byte(*kind).ok_or(Rejected::Payload)?;
                 Ok(Assembled::Whole(kind, bytes.to_vec()))
@@ -133,7 +140,13 @@ impl Assembler {
         }
     }
 
-    fn accept_fragment(&mut self, from: ReplicaId, fragment: &[u8], now: Timestamp) -> Result<Assembled, Rejected> {
+    fn accept_fragment(
+        &mut self,
+        from: ReplicaId,
+        version: u8,
+        fragment: &[u8],
+        now: Timestamp,
+    ) -> Result<Assembled, Rejected> {
         let Some(([kind, id @ .., index, count], part)) = fragment.split_first_chunk::<7>() else {
             return Err(Rejected::Fragment);
         };
@@ -149,14 +162,14 @@ impl Assembler {
         if !self.partials.contains_key(&(from, id)) {
             self.make_room(from, now);
             self.arrivals += 1;
-            let partial =
-                Partial { kind, arrival: self.arrivals, since: now, missing: count, parts: vec![None; count] };
+            let (arrival, parts) = (self.arrivals, vec![None; count]);
+            let partial = Partial { kind, version, arrival, since: now, missing: count, parts };
             self.partials.insert((from, id), partial);
         }
         let Some(partial) = self.partials.get_mut(&(from, id)) else {
             return Err(Rejected::Fragment);
         };
-        if partial.kind != kind || partial.parts.len() != count {
+        if (partial.kind, partial.version, partial.parts.len()) != (kind, version, count) {
             return Err(Rejected::Fragment);
         }
         if partial.parts[index].is_none() {
@@ -189,6 +202,7 @@ impl Assembler {
 #[derive(Debug)]
 struct Partial {
     kind: Kind,
+    version: u8,
     arrival: u64,
     since: Timestamp,
     missing: usize,

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use super::*;
 
 const NOW: Timestamp = Timestamp::from_unix_ms(1_763_856_000_000);
@@ -16,9 +17,9 @@ fn what_fits_is_one_payload() {
     let mut assembler = Assembler::default();
     let payloads = split(Kind::Messages, 1, &bytes(MAX_PAYLOAD - 1)).unwrap();
     assert_eq!(payloads.len(), 1);
-    let whole = assembler.accept(PEER, &payloads[0], NOW).unwrap();
+    let whole = assembler.accept(PEER, WIRE_VERSION, &payloads[0], NOW).unwrap();
     assert_eq!(whole, Assembled::Whole(Kind::Messages, bytes(MAX_PAYLOAD - 1)));
-    assert_eq!(assembler.accept(PEER, &[], NOW), Ok(Assembled::Empty));
+    assert_eq!(assembler.accept(PEER, WIRE_VERSION, &[], NOW), Ok(Assembled::Empty));
 }
 
 #[test]
@@ -35,9 +36,9 @@ fn a_lost_fragment_loses_the_message_and_nothing_else() {
     let lost = split(Kind::Messages, 1, &bytes(3_000)).unwrap();
     let whole = split(Kind::Messages, 2, &bytes(3_000)).unwrap();
     for payload in lost.iter().skip(1) {
-        assert_eq!(assembler.accept(PEER, payload, NOW), Ok(Assembled::Partial));
+        assert_eq!(assembler.accept(PEER, WIRE_VERSION, payload, NOW), Ok(Assembled::Partial));
     }
-    let last = whole.iter().map(|payload| assembler.accept(PEER, payload, NOW).unwrap()).last();
+    let last = whole.iter().map(|payload| assembler.accept(PEER, WIRE_VERSION, payload, NOW).unwrap()).last();
     assert_eq!(last, Some(Assembled::Whole(Kind::Messages, bytes(3_000))));
 }
 
@@ -45,8 +46,18 @@ fn a_lost_fragment_loses_the_message_and_nothing_else() {
 fn fragments_of_two_senders_do_not_mix() {
     let mut assembler = Assembler::default();
     let payloads = split(Kind::Messages, 1, &bytes(2_000)).unwrap();
-    assert_eq!(assembler.accept(PEER, &payloads[0], NOW), Ok(Assembled::Partial));
-    assert_eq!(assembler.accept(ReplicaId::from_bits(3), &payloads[1], NOW), Ok(Assembled::Partial));
+    assert_eq!(assembler.accept(PEER, WIRE_VERSION, &payloads[0], NOW), Ok(Assembled::Partial));
+    assert_eq!(assembler.accept(ReplicaId::from_bits(3), WIRE_VERSION, &payloads[1], NOW), Ok(Assembled::Partial));
+}
+
+#[test]
+fn fragments_of_two_versions_do_not_mix() {
+    let mut assembler = Assembler::default();
+    let payloads = split(Kind::Messages, 1, &bytes(2_000)).unwrap();
+    assert_eq!(assembler.accept(PEER, OLDEST_WIRE_VERSION, &payloads[0], NOW), Ok(Assembled::Partial));
+    assert_eq!(assembler.accept(PEER, WIRE_VERSION, &payloads[1], NOW), Err(Rejected::Fragment));
+    let whole = assembler.accept(PEER, OLDEST_WIRE_VERSION, &payloads[1], NOW);
+    assert_eq!(whole, Ok(Assembled::Whole(Kind::Messages, bytes(2_000))));
 }
 
 #[test]
@@ -54,9 +65,9 @@ fn an_unfinished_message_is_forgotten_after_five_seconds() {
     let mut assembler = Assembler::default();
     let late = split(Kind::Messages, 1, &bytes(2_000)).unwrap();
     let other = split(Kind::Messages, 2, &bytes(2_000)).unwrap();
-    assembler.accept(PEER, &late[0], NOW).unwrap();
+    assembler.accept(PEER, WIRE_VERSION, &late[0], NOW).unwrap();
     let later = NOW.plus(MAX_PARTIAL_AGE).next();
-    assembler.accept(PEER, &other[0], later).unwrap();
+    assembler.accept(PEER, WIRE_VERSION, &other[0], later).unwrap();
     assert_eq!(assembler.partials.len(), 1);
 }
 
@@ -65,13 +76,13 @@ fn the_buffer_is_bounded_in_all_and_by_sender() {
     let mut assembler = Assembler::default();
     for id in 0..50 {
         let payloads = split(Kind::Messages, id, &bytes(2_000)).unwrap();
-        assembler.accept(PEER, &payloads[0], NOW).unwrap();
+        assembler.accept(PEER, WIRE_VERSION, &payloads[0], NOW).unwrap();
     }
     assert_eq!(assembler.partials.len(), MAX_PARTIALS_PER_SENDER);
     assert!(assembler.partials.contains_key(&(PEER, 49)) && !assembler.partials.contains_key(&(PEER, 41)));
     for sender in 10..500 {
         let payloads = split(Kind::Messages, 1, &bytes(2_000)).unwrap();
-        assembler.accept(ReplicaId::from_bits(sender), &payloads[0], NOW).unwrap();
+        assembler.accept(ReplicaId::from_bits(sender), WIRE_VERSION, &payloads[0], NOW).unwrap();
     }
     assert_eq!(assembler.partials.len(), MAX_PARTIALS);
 }
@@ -83,7 +94,7 @@ fn fragments_that_do_not_fit_are_refused() {
     let mut changed = |at: usize, byte: u8| {
         let mut payload = good[0].clone();
         payload[at] = byte;
-        assembler.accept(PEER, &payload, NOW)
+        assembler.accept(PEER, WIRE_VERSION, &payload, NOW)
     };
     assert_eq!(changed(1, 9), Err(Rejected::Fragment)); // Kind.
     assert_eq!(changed(6, 3), Err(Rejected::Fragment)); // Index beyond the count.
@@ -92,8 +103,8 @@ fn fragments_that_do_not_fit_are_refused() {
     assert_eq!(changed(7, 3), Ok(Assembled::Partial));
     assert_eq!(changed(7, 4), Err(Rejected::Fragment)); // Another count than before.
     assert_eq!(changed(1, Kind::Chitchat as u8), Err(Rejected::Fragment)); // Another kind.
-    assert_eq!(assembler.accept(PEER, &good[0][..8], NOW), Err(Rejected::Fragment)); // Empty.
-    assert_eq!(assembler.accept(PEER, &[9], NOW), Err(Rejected::Payload));
+    assert_eq!(assembler.accept(PEER, WIRE_VERSION, &good[0][..8], NOW), Err(Rejected::Fragment)); // Empty.
+    assert_eq!(assembler.accept(PEER, WIRE_VERSION, &[9], NOW), Err(Rejected::Payload));
 }
 
 proptest! {
@@ -109,7 +120,7 @@ proptest! {
         let arrivals = order.iter().map(|index| index.index(payloads.len())).chain((0..payloads.len()).rev());
         for at in arrivals {
             came.insert(at);
-            let assembled = assembler.accept(PEER, &payloads[at], NOW).unwrap();
+            let assembled = assembler.accept(PEER, WIRE_VERSION, &payloads[at], NOW).unwrap();
             if assembled != Assembled::Partial {
                 prop_assert_eq!(assembled, Assembled::Whole(Kind::Chitchat, bytes(length)));
                 prop_assert_eq!(came.len(), payloads.len());
@@ -124,7 +135,7 @@ proptest! {
     fn arbitrary_payloads_never_panic(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..50)) {
         let mut assembler = Assembler::default();
         for payload in payloads {
-            let _ = assembler.accept(PEER, &payload, NOW);
+            let _ = assembler.accept(PEER, WIRE_VERSION, &payload, NOW);
         }
     }
 }

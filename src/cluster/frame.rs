@@ -12,7 +12,8 @@
 //! | sealed payload | tag:16
 //! ```
 //! Everything before the bar is authenticated with the payload. Integers are big-endian;
-//! a receiver of zero is "whoever is there", an echo of zero is "heard nothing".
+//! a receiver of zero is "whoever is there", an echo of zero is "heard nothing". The header is
+//! the same in every version; its version is that of the payload.
 
 use std::fmt;
 use std::time::Duration;
@@ -159,13 +160,21 @@ pub struct Frames {
     keys: KeyRing,
     cluster: u64,
     me: ReplicaId,
+    newest: u8,
 }
 
 impl Frames {
     /// Returns the frames of the replica `me` of the cluster with this name.
     pub fn new(keys: KeyRing, cluster: &str, me: ReplicaId) -> Self {
         // The hash that names limits on the wire; any hash that every release shares would do.
-        Self { keys, cluster: LimitId::of(cluster).bits(), me }
+        Self { keys, cluster: LimitId::of(cluster).bits(), me, newest: WIRE_VERSION }
+    }
+
+    /// Opens frames up to this wire version, as a release opens them whose newest it is.
+    #[must_use]
+    pub const fn up_to(mut self, newest: u8) -> Self {
+        self.newest = newest;
+        self
     }
 
     /// Seals and opens with these keys from now on.
@@ -173,12 +182,13 @@ impl Frames {
         self.keys = keys;
     }
 
-    /// Returns a sealed frame.
+    /// Returns a sealed frame with a payload of wire version `version`.
     ///
     /// `to` is `None` for whoever is there. A payload over [`MAX_PAYLOAD`] makes a frame
     /// that no replica opens: split it first.
     pub fn seal(
         &self,
+        version: u8,
         to: Option<ReplicaId>,
         sent_at: Timestamp,
         echo: Option<Timestamp>,
@@ -188,7 +198,7 @@ impl Frames {
         let (key_id, cipher) = &self.keys.keys[0];
         let mut frame = Vec::with_capacity(payload.len() + OVERHEAD);
         frame.extend_from_slice(&MAGIC);
-        frame.push(WIRE_VERSION);
+        frame.push(version);
         frame.extend_from_slice(&key_id.0);
         frame.extend_from_slice(&self.cluster.to_be_bytes());
         frame.extend_from_slice(&self.me.bits().to_be_bytes());
@@ -220,7 +230,7 @@ impl Frames {
             return Err(Rejected::Truncated);
         };
         let fields = Fields::read(header);
-        if !(OLDEST_WIRE_VERSION..=WIRE_VERSION).contains(&fields.version) {
+        if !(OLDEST_WIRE_VERSION..=self.newest).contains(&fields.version) {
             return Err(Rejected::Version);
         }
         let Some(length) = sealed.len().checked_sub(TAG) else {

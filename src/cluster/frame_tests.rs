@@ -18,7 +18,7 @@ fn frames(keys: KeyRing, me: ReplicaId) -> Frames {
 
 /// A frame of `PEER` with key 1, changed by `change`, opened by `ME` with key 1.
 fn opened_after(change: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<u8>, Rejected> {
-    let mut frame = frames(ring(1), PEER).seal(Some(ME), NOW, None, [3; 24], b"rows");
+    let mut frame = frames(ring(1), PEER).seal(WIRE_VERSION, Some(ME), NOW, None, [3; 24], b"rows");
     change(&mut frame);
     frames(ring(1), ME).open(&mut frame, NOW).map(|opened| opened.payload.to_vec())
 }
@@ -26,7 +26,7 @@ fn opened_after(change: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<u8>, Rejected> 
 #[test]
 fn a_sealed_payload_comes_out_with_its_header() {
     let echo = Some(NOW.minus(Duration::from_millis(5)));
-    let mut frame = frames(ring(1), PEER).seal(Some(ME), NOW, echo, [3; 24], b"rows");
+    let mut frame = frames(ring(1), PEER).seal(WIRE_VERSION, Some(ME), NOW, echo, [3; 24], b"rows");
     let ours = frames(ring(1), ME);
     let opened = ours.open(&mut frame, NOW).unwrap();
     assert_eq!(opened.contact, Contact { from: PEER, sent_at: NOW, echo });
@@ -36,14 +36,20 @@ fn a_sealed_payload_comes_out_with_its_header() {
 #[test]
 fn golden_frame() {
     // The seal is that of XChaCha20-Poly1305, so another release must write the same bytes.
-    let frame = frames(ring(1), PEER).seal(None, Timestamp::from_unix_ms(256), None, [3; 24], b"rows");
-    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, GOLDEN);
+    let frame = |version| {
+        let frame = frames(ring(1), PEER).seal(version, None, Timestamp::from_unix_ms(256), None, [3; 24], b"rows");
+        frame.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    assert_eq!(frame(1), GOLDEN_1);
+    // The same but for the version, which is authenticated, and so for the tag.
+    let [before, after] = ["71746d01", "71746d02"];
+    let cut = GOLDEN_1.len() - 2 * TAG;
+    assert_eq!(frame(2), GOLDEN_1[..cut].replacen(before, after, 1) + GOLDEN_2_TAG);
 }
 
 #[test]
 fn the_largest_payload_makes_the_largest_datagram() {
-    let frame = frames(ring(1), PEER).seal(None, NOW, None, [3; 24], &[0; MAX_PAYLOAD]);
+    let frame = frames(ring(1), PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], &[0; MAX_PAYLOAD]);
     assert_eq!(frame.len(), MAX_DATAGRAM);
 }
 
@@ -65,9 +71,9 @@ fn a_cut_frame_is_truncated_or_its_seal_broken() {
 #[test]
 fn another_key_is_unknown_and_no_key_is_unsealed() {
     let ours = frames(ring(1), ME);
-    let mut other = frames(ring(2), PEER).seal(None, NOW, None, [3; 24], b"rows");
+    let mut other = frames(ring(2), PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"rows");
     assert_eq!(ours.open(&mut other, NOW), Err(Rejected::Key));
-    let mut none = frames(KeyRing::unkeyed(), PEER).seal(None, NOW, None, [3; 24], b"rows");
+    let mut none = frames(KeyRing::unkeyed(), PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"rows");
     assert_eq!(ours.open(&mut none.clone(), NOW), Err(Rejected::Unsealed));
     assert!(frames(KeyRing::unkeyed(), ME).open(&mut none, NOW).is_ok());
 }
@@ -76,20 +82,20 @@ fn another_key_is_unknown_and_no_key_is_unsealed() {
 fn every_key_of_the_ring_opens_and_the_first_seals() {
     let (one, two) = ("01".repeat(32), "02".repeat(32));
     let rotating = KeyRing::parse(&format!("# new\n{two}\n\n{one}\n")).unwrap();
-    let mut old = frames(ring(1), PEER).seal(None, NOW, None, [3; 24], b"rows");
+    let mut old = frames(ring(1), PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"rows");
     assert!(frames(rotating.clone(), ME).open(&mut old, NOW).is_ok());
-    let mut new = frames(rotating, PEER).seal(None, NOW, None, [3; 24], b"rows");
+    let mut new = frames(rotating, PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"rows");
     assert!(frames(ring(2), ME).open(&mut new, NOW).is_ok());
 }
 
 #[test]
 fn frames_of_others_for_others_and_of_ourselves_are_dropped() {
     let ours = frames(ring(1), ME);
-    let mut cluster = Frames::new(ring(1), "staging", PEER).seal(None, NOW, None, [3; 24], b"");
+    let mut cluster = Frames::new(ring(1), "staging", PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"");
     assert_eq!(ours.open(&mut cluster, NOW), Err(Rejected::Cluster));
-    let mut own = ours.seal(None, NOW, None, [3; 24], b"");
+    let mut own = ours.seal(WIRE_VERSION, None, NOW, None, [3; 24], b"");
     assert_eq!(ours.open(&mut own, NOW), Err(Rejected::Own));
-    let mut other = frames(ring(1), PEER).seal(Some(ReplicaId::from_bits(9)), NOW, None, [3; 24], b"");
+    let mut other = frames(ring(1), PEER).seal(WIRE_VERSION, Some(ReplicaId::from_bits(9)), NOW, None, [3; 24], b"");
     assert_eq!(ours.open(&mut other, NOW), Err(Rejected::Receiver));
 }
 
@@ -97,7 +103,7 @@ fn frames_of_others_for_others_and_of_ourselves_are_dropped() {
 fn frames_are_fresh_for_fourteen_seconds_either_way() {
     let ours = frames(ring(1), ME);
     let at = |now: Timestamp| {
-        let mut frame = frames(ring(1), PEER).seal(None, NOW, None, [3; 24], b"");
+        let mut frame = frames(ring(1), PEER).seal(WIRE_VERSION, None, NOW, None, [3; 24], b"");
         ours.open(&mut frame, now).map(drop)
     };
     assert_eq!(at(NOW.plus(MAX_AGE)), Ok(()));
@@ -109,6 +115,27 @@ fn frames_are_fresh_for_fourteen_seconds_either_way() {
 #[test]
 fn another_version_is_not_read() {
     assert_eq!(opened_after(|frame| frame[3] = WIRE_VERSION + 1), Err(Rejected::Version));
+    assert_eq!(opened_after(|frame| frame[3] = OLDEST_WIRE_VERSION - 1), Err(Rejected::Version));
+}
+
+#[test]
+fn both_versions_are_read_and_neither_passes_for_the_other() {
+    let ours = frames(ring(1), ME);
+    for version in [1, 2] {
+        let mut frame = frames(ring(1), PEER).seal(version, None, NOW, None, [3; 24], b"rows");
+        assert_eq!(ours.open(&mut frame.clone(), NOW).map(|opened| opened.version), Ok(version));
+        frame[3] = 3 - version;
+        assert_eq!(ours.open(&mut frame, NOW), Err(Rejected::Seal));
+    }
+}
+
+#[test]
+fn the_release_before_reads_what_it_writes_and_nothing_newer() {
+    let before = frames(ring(1), ME).up_to(1);
+    let mut old = frames(ring(1), PEER).seal(1, None, NOW, None, [3; 24], b"rows");
+    assert_eq!(before.open(&mut old, NOW).map(|opened| opened.version), Ok(1));
+    let mut new = frames(ring(1), PEER).seal(2, None, NOW, None, [3; 24], b"rows");
+    assert_eq!(before.open(&mut new, NOW), Err(Rejected::Version));
 }
 
 #[test]
@@ -139,9 +166,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..1_300), ours: bool) {
-        if ours && bytes.len() > 8 {
-            bytes[..4].copy_from_slice(b"qtm\x01");
+    fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..1_300), version in 0u8..4) {
+        if version > 0 && bytes.len() > 8 {
+            bytes[..3].copy_from_slice(b"qtm");
+            bytes[3] = version;
             bytes[4..8].fill(0);
         }
         prop_assert!(frames(ring(1), ME).open(&mut bytes.clone(), NOW).is_err());
@@ -149,7 +177,7 @@ proptest! {
     }
 }
 
-const GOLDEN: &str = concat!(
+const GOLDEN_1: &str = concat!(
     "71746d",
     "01",
     "44dd55ff",
@@ -162,3 +190,5 @@ const GOLDEN: &str = concat!(
     "3c6f7802",                                         // sealed payload
     "d56acf09a0ee834e9928972595fd854f",                 // tag
 );
+
+const GOLDEN_2_TAG: &str = "70d875c11d78e6c6160bb44ddd42d56a";

@@ -34,12 +34,12 @@ impl Inbox {
     pub fn receive(&mut self, datagram: &mut [u8], now: Timestamp) -> Result<Received, Rejected> {
         let opened = self.frames.open(datagram, now)?;
         let (contact, kind) = (opened.contact, fragment::kind(opened.payload));
-        let content = match self.assembler.accept(contact.from, opened.payload, now)? {
+        let content = match self.assembler.accept(contact.from, opened.version, opened.payload, now)? {
             Assembled::Empty | Assembled::Partial => Content::Nothing,
             Assembled::Whole(Kind::Chitchat, bytes) => Content::Chitchat(bytes),
             Assembled::Whole(Kind::Messages, bytes) => {
-                let messages = wire::decode(opened.version, &bytes).map_err(|_| Rejected::Payload)?;
-                Content::Messages(messages)
+                let messages = wire::decode(opened.version, contact.from, &bytes);
+                Content::Messages(messages.map_err(|_| Rejected::Payload)?)
             }
         };
         Ok(Received { contact, kind, content })
@@ -75,6 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::outbox::Outbox;
+    use super::super::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
     use super::*;
     use crate::ledger::{Member, ReplicaId, RosterMessage, Slot, Target, Transmit};
 
@@ -100,9 +101,10 @@ mod tests {
     }
 
     /// The datagrams in which the peer sends us a roster of so many members.
-    fn datagrams(members: u128, sent_at: Timestamp) -> Vec<Vec<u8>> {
-        let mut outbox = Outbox::new();
+    fn datagrams(members: u128, version: u8, sent_at: Timestamp) -> Vec<Vec<u8>> {
+        let mut outbox = Outbox::new(PEER, WIRE_VERSION);
         outbox.set_peers(&[(US, ([10, 0, 0, 2], 7946).into())]);
+        outbox.set_versions([(US, version)]);
         let parcels = outbox.pack([Transmit { to: Target::Replica(US), message: roster(members) }]);
         let nonces = (0u8..).map(|count| [count; 24]);
         parcels.iter().zip(nonces).map(|(parcel, nonce)| parcel.seal(&frames(PEER), sent_at, nonce)).collect()
@@ -111,7 +113,7 @@ mod tests {
     #[test]
     fn a_heartbeat_is_a_contact_without_content() {
         let mut inbox = Inbox::new(frames(US));
-        let mut beat = frames(PEER).seal(Some(US), NOW, None, [0; 24], &[]);
+        let mut beat = frames(PEER).seal(WIRE_VERSION, Some(US), NOW, None, [0; 24], &[]);
         let contact = Contact { from: PEER, sent_at: NOW, echo: None };
         assert_eq!(inbox.receive(&mut beat, NOW), Ok(Received { contact, kind: None, content: Content::Nothing }));
     }
@@ -120,7 +122,7 @@ mod tests {
     fn a_sealed_payload_that_means_nothing_is_counted_as_such() {
         let mut inbox = Inbox::new(frames(US));
         for payload in [&[1, 99][..], &[3], &[1, 1, 2, 3]] {
-            let mut frame = frames(PEER).seal(Some(US), NOW, None, [0; 24], payload);
+            let mut frame = frames(PEER).seal(WIRE_VERSION, Some(US), NOW, None, [0; 24], payload);
             assert_eq!(inbox.receive(&mut frame, NOW), Err(Rejected::Payload));
         }
     }
@@ -129,7 +131,7 @@ mod tests {
     fn a_recording_is_thrown_away_when_it_is_played_back_later() {
         let mut inbox = Inbox::new(frames(US));
         let later = NOW.plus(super::super::frame::MAX_AGE).next();
-        for mut datagram in datagrams(100, NOW) {
+        for mut datagram in datagrams(100, OLDEST_WIRE_VERSION, NOW) {
             assert_eq!(inbox.receive(&mut datagram, later), Err(Rejected::Old));
         }
     }
@@ -138,10 +140,11 @@ mod tests {
         #[test]
         fn lost_repeated_and_reordered_datagrams_give_the_roster_or_nothing(
             members in 50u128..400,
+            version in OLDEST_WIRE_VERSION..=WIRE_VERSION,
             order in proptest::collection::vec(any::<prop::sample::Index>(), 1..60),
         ) {
             let mut inbox = Inbox::new(frames(US));
-            let sent = datagrams(members, NOW);
+            let sent = datagrams(members, version, NOW);
             prop_assert!(sent.len() > 1);
             let mut missing: std::collections::BTreeSet<_> = (0..sent.len()).collect();
             for index in order {

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use super::shards::{self, Shards};
 use super::text;
-use super::wire::{self, WIRE_VERSION};
+use super::wire::{self, OLDEST_WIRE_VERSION};
 use crate::ledger::{LimitId, Message, ReplicaId, RosterMessage, Row, Slot, Timestamp};
 
 /// chitchat gossips this many times less often than we do: rows and requests go directly,
@@ -66,6 +66,8 @@ pub(crate) struct Identity {
     pub(crate) cluster: String,
     pub(crate) me: ReplicaId,
     pub(crate) slot: Slot,
+    /// The newest wire version that it reads.
+    pub(crate) wire: u8,
 }
 
 /// chitchat, kept running.
@@ -115,6 +117,9 @@ pub(crate) struct Heard {
     /// Until when the upstream of a limit wants no requests. Not for the ledger: a pause is
     /// no right, and is believed for minutes only.
     pub(crate) pauses: Vec<(LimitId, Timestamp)>,
+    /// The newest wire version that each says it reads, of everybody who is known, every time: a
+    /// replica may become a peer after it was first heard of.
+    pub(crate) versions: BTreeMap<ReplicaId, u8>,
 }
 
 /// What chitchat did.
@@ -230,7 +235,7 @@ impl Membership {
         let allowance = shards::allowance(self.interval, peers.len());
         publish(&mut chitchat, roster, rows, allowance, &mut self.published);
         chitchat.self_node_state().set(PAUSES, pauses_value(pauses));
-        let heard = collect(&chitchat, self.identity.me, &mut self.read);
+        let heard = collect(&chitchat, &self.identity, &mut self.read);
         self.live = chitchat.live_nodes().count().saturating_sub(1);
         self.crowded = chitchat.node_states().len() > MAX_MEMBERS;
         drop(chitchat);
@@ -288,7 +293,7 @@ impl Membership {
     }
 
     fn metadata(&self) -> Vec<(String, String)> {
-        vec![("node".into(), self.identity.slot.node.to_string()), ("wire".into(), WIRE_VERSION.to_string())]
+        vec![("node".into(), self.identity.slot.node.to_string()), (WIRE.into(), self.identity.wire.to_string())]
     }
 }
 
@@ -317,7 +322,9 @@ fn publish(chitchat: &mut Chitchat, roster: &RosterMessage, rows: &[Row], allowa
     if published.roster != Some(roster.revision) && published.owed == 0 {
         published.roster = Some(roster.revision);
         let mut bytes = Vec::new();
-        wire::encode(&Message::Roster(Arc::new(roster.clone())), &mut bytes);
+        let message = Message::Roster(Arc::new(roster.clone()));
+        // Third replicas pass it on, so it is of the version that everybody reads.
+        wire::encode(OLDEST_WIRE_VERSION, roster.from, [&message], &mut bytes);
         let text = text::encode(&bytes);
         if text.len() <= MAX_ROSTER_VALUE {
             published.owed = text.len();
@@ -348,13 +355,19 @@ fn pauses(value: &str) -> Vec<(LimitId, Timestamp)> {
 }
 
 /// Returns what others have published since `read`.
-fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u64>) -> Heard {
+fn collect(chitchat: &Chitchat, us: &Identity, read: &mut BTreeMap<ChitchatId, u64>) -> Heard {
     let mut heard = Heard::default();
     let mut still = BTreeMap::new();
     for (id, state) in chitchat.node_states() {
-        let Some(from) = replica_id(id).filter(|from| *from != me) else {
+        let Some(from) = replica_id(id).filter(|from| *from != us.me) else {
             continue;
         };
+        if let Some(announced) = state.get(WIRE) {
+            let version = announced.parse().unwrap_or(OLDEST_WIRE_VERSION);
+            // Each start of its chitchat says it: where they differ somebody lies, and is left
+            // with making us write what everybody reads.
+            heard.versions.entry(from).and_modify(|known| *known = version.min(*known)).or_insert(version);
+        }
         let before = read.get(id).copied().unwrap_or(0);
         still.insert(id.clone(), state.max_version());
         if state.max_version() == before {
@@ -365,7 +378,7 @@ fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u
         let changed = state.key_values_including_deleted().filter(|(_, value)| value.version > since);
         for (key, value) in changed {
             if key == ROSTER || shards::is_shard(key) {
-                heard.messages.extend(messages(from, &value.value).into_iter().map(|message| (from, message)));
+                heard.messages.extend(messages(from, us.wire, &value.value).into_iter().map(|message| (from, message)));
             } else if key == PAUSES {
                 heard.pauses.extend(pauses(&value.value));
             }
@@ -377,11 +390,15 @@ fn collect(chitchat: &Chitchat, me: ReplicaId, read: &mut BTreeMap<ChitchatId, u
 }
 
 /// Returns what a value of `from` says about `from`; everything else in it is ignored.
-fn messages(from: ReplicaId, value: &str) -> Vec<Message> {
+///
+/// A value does not say of which version it is, and need not: no row of one is a row of the
+/// other. The next release may write its oldest, which is our newest.
+fn messages(from: ReplicaId, newest: u8, value: &str) -> Vec<Message> {
     let Some(bytes) = text::decode(value) else {
         return Vec::new();
     };
-    let mut messages = wire::decode(WIRE_VERSION, &bytes).unwrap_or_default();
+    let mut versions = OLDEST_WIRE_VERSION..=newest;
+    let mut messages = versions.find_map(|version| wire::decode(version, from, &bytes).ok()).unwrap_or_default();
     messages.retain(|message| match message {
         Message::Row(row) => row.replica == from,
         Message::Roster(roster) => roster.from == from,
@@ -445,6 +462,8 @@ impl Socket for Channel {
         self.received.recv().await.ok_or_else(|| anyhow::anyhow!("the cluster loop is gone"))
     }
 }
+
+const WIRE: &str = "wire";
 
 const ROSTER: &str = "roster";
 

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::wire::WIRE_VERSION;
 use super::*;
 
 #[test]
@@ -32,6 +33,39 @@ fn the_digest_of_a_full_fleet_fits_a_message() {
     assert!(digest + 100 < 65_507, "{digest}");
 }
 
+#[test]
+fn a_value_of_either_version_is_read() {
+    let id = ReplicaId::from_bits(1);
+    let quota = crate::ledger::Quota::tokens(100).per_minute();
+    let row = |limit| {
+        let key = crate::ledger::Key { limit: LimitId::from_bits(limit), quota };
+        let window = crate::ledger::WindowId::starting(Timestamp::ZERO);
+        let [version, reserved, refunded, demand, typical] = [1; 5];
+        let given = vec![];
+        Message::Row(Row {
+            replica: id,
+            key,
+            window,
+            version,
+            reserved,
+            refunded,
+            given,
+            spendable: 0,
+            demand,
+            typical,
+        })
+    };
+    let rows = [row(1), row(2)];
+    for version in OLDEST_WIRE_VERSION..=WIRE_VERSION {
+        let mut bytes = Vec::new();
+        wire::encode(version, id, &rows, &mut bytes);
+        let value = text::encode(&bytes);
+        assert_eq!(messages(id, WIRE_VERSION, &value), rows);
+        let before = messages(id, OLDEST_WIRE_VERSION, &value);
+        assert_eq!(before.len(), if version == OLDEST_WIRE_VERSION { 2 } else { 0 });
+    }
+}
+
 proptest! {
     #[test]
     fn text_comes_back(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -56,7 +90,9 @@ proptest! {
     #[test]
     fn arbitrary_text_never_panics(text in "\\PC{0,200}", url in "[A-Za-z0-9_-]{0,200}") {
         for text in [text, url] {
-            let _ = messages(ReplicaId::from_bits(1), &text);
+            for newest in OLDEST_WIRE_VERSION..=WIRE_VERSION {
+                let _ = messages(ReplicaId::from_bits(1), newest, &text);
+            }
             let _ = pauses(&text);
         }
     }
@@ -83,7 +119,7 @@ mod running {
 
     fn identity(bits: u128) -> Identity {
         let slot = Slot { node: format!("pod-{bits}").into(), addr: addr(bits as u16), exclusive: true };
-        Identity { cluster: "test".into(), me: ReplicaId::from_bits(bits), slot }
+        Identity { cluster: "test".into(), me: ReplicaId::from_bits(bits), slot, wire: WIRE_VERSION }
     }
 
     fn roster(from: u128, revision: u64) -> RosterMessage {
@@ -143,7 +179,40 @@ mod running {
         let back = a.exchange(&roster(1, 1), &rows, &[], &[]);
         assert_eq!((back.messages.len(), a.live(), b.live()), (1, 1, 1));
         talk(&mut a, &mut b).await;
-        assert_eq!(b.exchange(&roster(2, 1), &[], &[], &[]), Heard::default());
+        assert_eq!(b.exchange(&roster(2, 1), &[], &[], &[]).messages, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_each_reads_is_heard_every_time_and_what_is_published_is_of_the_oldest_version() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        let before = Identity { wire: OLDEST_WIRE_VERSION, ..identity(2) };
+        let mut b = Membership::start(before, INTERVAL).await;
+        let (one, two) = (ReplicaId::from_bits(1), ReplicaId::from_bits(2));
+        a.exchange(&roster(1, 1), &[row(1, 7, 3)], &[], &[(two, addr(2))]);
+        b.exchange(&roster(2, 1), &[row(2, 7, 3)], &[], &[]);
+        talk(&mut a, &mut b).await;
+        let heard = b.exchange(&roster(2, 1), &[], &[], &[]);
+        assert_eq!(heard.versions, BTreeMap::from([(one, WIRE_VERSION)]));
+        assert_eq!(heard.messages.len(), 2, "the release before reads it");
+        for _ in 0..2 {
+            let heard = a.exchange(&roster(1, 1), &[], &[], &[]);
+            assert_eq!(heard.versions, BTreeMap::from([(two, OLDEST_WIRE_VERSION)]));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nonsense_is_announced_by_whoever_reads_the_oldest_version() {
+        let mut a = Membership::start(identity(1), INTERVAL).await;
+        let mut b = Membership::start(identity(2), INTERVAL).await;
+        b.exchange(&roster(2, 1), &[], &[], &[(ReplicaId::from_bits(1), addr(1))]);
+        for (announced, taken_for) in [("", 1), ("two", 1), ("-1", 1), ("256", 1), ("2.0", 1), ("0", 0), ("3", 3)] {
+            let State::Running { handle, .. } = &b.state else { panic!("it runs") };
+            handle.chitchat().lock().await.self_node_state().set(WIRE, announced);
+            talk(&mut a, &mut b).await;
+            let heard = a.exchange(&roster(1, 1), &[], &[], &[]).versions;
+            // The outbox has the last word on what there is not.
+            assert_eq!(heard, BTreeMap::from([(ReplicaId::from_bits(2), taken_for)]), "{announced:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -170,7 +239,7 @@ mod running {
             a.exchange(&roster(1, version), &[row(1, 7, version)], &[], &to_b);
         }
         talk(&mut a, &mut b).await;
-        assert_ne!(b.exchange(&roster(2, 1), &[], &[], &[]), Heard::default());
+        assert_ne!(b.exchange(&roster(2, 1), &[], &[], &[]).messages, []);
         if let State::Running { handle, .. } = &a.state {
             handle.abort();
         }

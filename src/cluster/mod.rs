@@ -42,7 +42,9 @@ use self::discovery::Asking;
 use self::frame::Frames;
 use self::inbox::Inbox;
 use self::membership::{Identity, Membership};
+use self::outbox::Outbox;
 use self::run::{Command, Run};
+use self::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use crate::ledger::{Directory, FirstWindow, JoinedBefore, OnSilence, ReplicaId, RosterSettings, Slot};
 use crate::limiter::Limiter;
 
@@ -83,6 +85,11 @@ pub struct ClusterConfig {
     /// What the first pod takes of the window that runs when it starts. Default
     /// [`FirstWindow::Admit`].
     pub first_window: FirstWindow,
+    /// The newest wire version that this pod reads, writes and says it reads, from
+    /// [`OLDEST_WIRE_VERSION`] to [`WIRE_VERSION`]. Default: the latter. Below it a pod is to its
+    /// fleet what one of the release before is, which is for tests of a rolling update: pods
+    /// find out for themselves what to write to whom.
+    pub wire: u8,
 }
 
 impl ClusterConfig {
@@ -102,6 +109,7 @@ impl ClusterConfig {
             on_silence: roster.on_silence,
             patience: roster.patience,
             first_window: roster.first_window,
+            wire: WIRE_VERSION,
         }
     }
 
@@ -115,6 +123,9 @@ impl ClusterConfig {
         }
         if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&self.interval) {
             return Err(JoinError::Interval(self.interval));
+        }
+        if !(OLDEST_WIRE_VERSION..=WIRE_VERSION).contains(&self.wire) {
+            return Err(JoinError::Wire(self.wire));
         }
         if matches!(self.seeds, Seeds::Static(_)) && self.listen.port() == 0 {
             return Err(SeedError::ListenPort.into());
@@ -150,6 +161,9 @@ pub enum JoinError {
     /// The interval is out of range; whoever configured it can mend it.
     #[error("the gossip interval {0:?} is not between 10 ms and 10 s; the default is 100ms")]
     Interval(Duration),
+    /// The wire version is none of this release's; whoever configured it can mend it.
+    #[error("wire version {0} is not between {OLDEST_WIRE_VERSION} and {WIRE_VERSION}, which this release reads")]
+    Wire(u8),
     /// The seeds are wrong; whoever configured them can mend them.
     #[error(transparent)]
     Seeds(#[from] SeedError),
@@ -247,14 +261,15 @@ impl Cluster {
         let slot = Slot { node: config.node.as_str().into(), addr: advertise, exclusive: config.listen.port() != 0 };
         limiter.attach(me, slot.clone(), config.roster(discovery.directory()), config.interval)?;
 
-        let frames = Frames::new(config.keys.clone(), &config.cluster, me);
-        let identity = Identity { cluster: config.cluster.clone(), me, slot };
+        let frames = Frames::new(config.keys.clone(), &config.cluster, me).up_to(config.wire);
+        let identity = Identity { cluster: config.cluster.clone(), me, slot, wire: config.wire };
         let shared = Arc::new(Shared::default());
         let (commands, received) = mpsc::channel(COMMANDS);
         let (keys, changed) = watch::channel(config.keys);
         let run = Run::<N>::new(run::Parts {
             limiter: limiter.clone(),
             interval: config.interval,
+            outbox: Outbox::new(me, config.wire),
             advertise,
             socket,
             inbox: Inbox::new(frames.clone()),

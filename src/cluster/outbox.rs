@@ -1,17 +1,18 @@
 //! The way out: what the ledger wants sent becomes payloads for addresses.
 //!
-//! Knows who the peers are, what was last heard of each, and how much fits a frame. Must
-//! not know sockets, keys or clocks; the simulator uses it as the product does. The
-//! invariant it keeps: every live peer gets a frame at least every [`HEARTBEAT_TICKS`]
-//! ticks, with the latest echo, so that silence means something; and no payload is larger
-//! than a frame takes.
+//! Knows who the peers are, what was last heard of each, which wire version each reads, and
+//! how much fits a frame. Must not know sockets, keys or clocks; the simulator uses it as the
+//! product does. The invariant it keeps: every live peer gets a frame at least every
+//! [`HEARTBEAT_TICKS`] ticks, with the latest echo, so that silence means something; no
+//! payload is larger than a frame takes; and none is of a version that its receiver has not
+//! said it reads, the oldest excepted, which everybody reads.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::fragment::{self, Kind};
 use super::frame::{Frames, MAX_PAYLOAD, Nonce};
-use super::wire;
+use super::wire::{OLDEST_WIRE_VERSION, Writer};
 use crate::ledger::{Message, ReplicaId, Target, Timestamp, Transmit};
 
 /// A peer to whom nothing was sent for this many ticks gets an empty frame: at most one a
@@ -30,6 +31,8 @@ pub struct Parcel {
     pub receiver: Option<ReplicaId>,
     /// The latest send time we have seen of that replica.
     pub echo: Option<Timestamp>,
+    /// The wire version of the payload.
+    pub version: u8,
     /// What to seal.
     pub payload: Vec<u8>,
 }
@@ -37,13 +40,16 @@ pub struct Parcel {
 impl Parcel {
     /// Returns the datagram.
     pub fn seal(&self, frames: &Frames, sent_at: Timestamp, nonce: Nonce) -> Vec<u8> {
-        frames.seal(self.receiver, sent_at, self.echo, nonce, &self.payload)
+        frames.seal(self.version, self.receiver, sent_at, self.echo, nonce, &self.payload)
     }
 }
 
 /// Packs messages for peers, and remembers what was heard of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
+    me: ReplicaId,
+    /// The newest version that is written here.
+    newest: u8,
     peers: BTreeMap<ReplicaId, Peer>,
     /// Replicas that are no peers, but are written to: those that say goodbye.
     others: BTreeMap<ReplicaId, SocketAddr>,
@@ -53,9 +59,11 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Returns an outbox without peers.
-    pub fn new() -> Self {
-        Self::default()
+    /// Returns the outbox of the replica `me`, without peers, which writes no wire version above
+    /// `newest`.
+    pub fn new(me: ReplicaId, newest: u8) -> Self {
+        let (peers, others, heard) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { me, newest, peers, others, heard, fragments: 0, unsent: 0 }
     }
 
     /// Notes that a frame arrived that `from` sent at `sent_at`.
@@ -74,8 +82,22 @@ impl Outbox {
         self.others.clear();
         let mut before = std::mem::take(&mut self.peers);
         for (id, addr) in peers {
-            let idle = before.remove(id).map_or(0, |peer| peer.idle);
-            self.peers.insert(*id, Peer { addr: *addr, idle });
+            // Who is new has announced nothing yet; a process that starts again is.
+            let (idle, version) = before.remove(id).map_or((0, OLDEST_WIRE_VERSION), |peer| (peer.idle, peer.version));
+            self.peers.insert(*id, Peer { addr: *addr, idle, version });
+        }
+    }
+
+    /// Notes the newest wire version that replicas say they read. Who is no peer is passed over:
+    /// what was announced is told again and again.
+    ///
+    /// It is their word, in the fleet's gossip: whatever it is, it is taken for one of the
+    /// versions that are written here.
+    pub fn set_versions(&mut self, announced: impl IntoIterator<Item = (ReplicaId, u8)>) {
+        for (id, version) in announced {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.version = version.clamp(OLDEST_WIRE_VERSION, self.newest);
+            }
         }
     }
 
@@ -92,25 +114,29 @@ impl Outbox {
     ///
     /// A message for a replica whose address is not known is dropped and counted.
     pub fn pack(&mut self, transmits: impl IntoIterator<Item = Transmit>) -> Vec<Parcel> {
-        let mut packing = Packing::default();
+        let mut packing = Packing::new(self.me);
         for transmit in transmits {
             let destinations = self.destinations(transmit.to);
             if destinations.is_empty() {
                 self.unsent += u64::from(transmit.to != Target::Everyone);
                 continue;
             }
-            let bytes = encoded(&transmit.message);
-            if bytes.len() < MAX_PAYLOAD {
-                destinations.into_iter().for_each(|destination| packing.add(destination, &bytes));
-                continue;
-            }
-            // Every destination takes the same fragments: a number names one message of ours.
-            match fragment::split(Kind::Messages, self.next_fragments(), &bytes) {
-                Ok(payloads) => {
-                    destinations.into_iter().for_each(|destination| packing.add_all(destination, &payloads));
+            let mut long: BTreeMap<u8, Vec<Vec<u8>>> = BTreeMap::new();
+            for destination in destinations {
+                if packing.add(destination, &transmit.message) {
+                    continue;
                 }
-                Err(_) => self.unsent += 1,
+                // Every destination of a version takes the same fragments: a number names one
+                // message of ours.
+                let payloads = long.entry(destination.version).or_insert_with(|| {
+                    let mut bytes = Vec::new();
+                    Writer::new(destination.version, self.me).write(&transmit.message, &mut bytes);
+                    self.fragments = self.fragments.wrapping_add(1);
+                    fragment::split(Kind::Messages, self.fragments, &bytes).unwrap_or_default()
+                });
+                packing.add_all(destination, payloads);
             }
+            self.unsent += u64::from(long.values().any(Vec::is_empty));
         }
         let mut parcels = Vec::new();
         for (destination, payloads) in packing.finish() {
@@ -118,22 +144,25 @@ impl Outbox {
                 peer.idle = 0;
             }
             let echo = destination.receiver.and_then(|id| self.heard.get(&id).copied());
-            let Destination { addr: to, receiver } = destination;
-            parcels.extend(payloads.into_iter().map(|payload| Parcel { to, receiver, echo, payload }));
+            let Destination { addr: to, receiver, version } = destination;
+            parcels.extend(payloads.into_iter().map(|payload| Parcel { to, receiver, echo, version, payload }));
         }
         parcels
     }
 
     /// Packs a message of chitchat's, for whoever is at the address.
     ///
-    /// It has no receiver and so no echo, and does not count as having been heard of us.
+    /// It has no receiver and so no echo, and does not count as having been heard of us. As
+    /// nobody knows who is there, it is of the oldest version.
     pub fn pack_chitchat(&mut self, to: SocketAddr, bytes: &[u8]) -> Vec<Parcel> {
-        let payloads = fragment::split(Kind::Chitchat, self.next_fragments(), bytes);
+        self.fragments = self.fragments.wrapping_add(1);
+        let payloads = fragment::split(Kind::Chitchat, self.fragments, bytes);
         let payloads = payloads.unwrap_or_else(|_| {
             self.unsent += 1;
             Vec::new()
         });
-        payloads.into_iter().map(|payload| Parcel { to, receiver: None, echo: None, payload }).collect()
+        let parcel = |payload| Parcel { to, receiver: None, echo: None, version: OLDEST_WIRE_VERSION, payload };
+        payloads.into_iter().map(parcel).collect()
     }
 
     /// Ends a tick: returns an empty payload for every peer that heard nothing lately.
@@ -143,8 +172,8 @@ impl Outbox {
             peer.idle += 1;
             if peer.idle >= HEARTBEAT_TICKS {
                 peer.idle = 0;
-                let echo = self.heard.get(id).copied();
-                parcels.push(Parcel { to: peer.addr, receiver: Some(*id), echo, payload: Vec::new() });
+                let (echo, version, payload) = (self.heard.get(id).copied(), peer.version, Vec::new());
+                parcels.push(Parcel { to: peer.addr, receiver: Some(*id), echo, version, payload });
             }
         }
         parcels
@@ -157,20 +186,21 @@ impl Outbox {
     }
 
     fn destinations(&self, target: Target) -> Vec<Destination> {
-        let peer = |(id, peer): (&ReplicaId, &Peer)| Destination { addr: peer.addr, receiver: Some(*id) };
+        let peer = |(id, peer): (&ReplicaId, &Peer)| Destination {
+            addr: peer.addr,
+            receiver: Some(*id),
+            version: peer.version,
+        };
+        let unknown = |receiver, addr| Destination { addr, receiver, version: OLDEST_WIRE_VERSION };
         match target {
             Target::Everyone => self.peers.iter().map(peer).collect(),
             Target::Replica(id) => {
-                let addr = self.peers.get(&id).map(|peer| peer.addr).or_else(|| self.others.get(&id).copied());
-                addr.map(|addr| Destination { addr, receiver: Some(id) }).into_iter().collect()
+                let known = self.peers.get_key_value(&id).map(peer);
+                let other = || self.others.get(&id).map(|addr| unknown(Some(id), *addr));
+                known.or_else(other).into_iter().collect()
             }
-            Target::Address(addr) => vec![Destination { addr, receiver: None }],
+            Target::Address(addr) => vec![unknown(None, addr)],
         }
-    }
-
-    fn next_fragments(&mut self) -> u32 {
-        self.fragments = self.fragments.wrapping_add(1);
-        self.fragments
     }
 }
 
@@ -179,6 +209,8 @@ struct Peer {
     addr: SocketAddr,
     /// Ticks since something with our echo was sent to it.
     idle: u32,
+    /// The wire version it is written to in.
+    version: u8,
 }
 
 /// Where a payload goes. Ordered, so that one seed gives one order of datagrams.
@@ -186,46 +218,82 @@ struct Peer {
 struct Destination {
     receiver: Option<ReplicaId>,
     addr: SocketAddr,
+    version: u8,
 }
 
 /// The payloads under way to each destination; the last one may have room left.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Packing {
-    open: BTreeMap<Destination, Vec<u8>>,
+    me: ReplicaId,
+    open: BTreeMap<Destination, Open>,
     full: BTreeMap<Destination, Vec<Vec<u8>>>,
 }
 
 impl Packing {
-    fn add(&mut self, destination: Destination, bytes: &[u8]) {
-        let open = self.open.entry(destination).or_default();
-        if open.len() + bytes.len() > MAX_PAYLOAD {
-            self.full.entry(destination).or_default().push(std::mem::take(open));
+    fn new(me: ReplicaId) -> Self {
+        Self { me, open: BTreeMap::new(), full: BTreeMap::new() }
+    }
+
+    /// Adds a message, or returns that it fits no payload.
+    fn add(&mut self, destination: Destination, message: &Message) -> bool {
+        let fresh = || Open::new(destination.version, self.me);
+        let open = self.open.entry(destination).or_insert_with(fresh);
+        if open.add(message) {
+            return true;
         }
-        if open.is_empty() {
-            open.push(Kind::Messages as u8);
+        let mut next = fresh();
+        if !next.add(message) {
+            return false;
         }
-        open.extend_from_slice(bytes);
+        let full = std::mem::replace(open, next);
+        self.full.entry(destination).or_default().extend(full.payload());
+        true
     }
 
     fn add_all(&mut self, destination: Destination, payloads: &[Vec<u8>]) {
         // What came before is sent before.
         let full = self.full.entry(destination).or_default();
-        full.extend(self.open.remove(&destination));
+        full.extend(self.open.remove(&destination).and_then(Open::payload));
         full.extend_from_slice(payloads);
     }
 
     fn finish(mut self) -> BTreeMap<Destination, Vec<Vec<u8>>> {
         for (destination, open) in self.open {
-            self.full.entry(destination).or_default().push(open);
+            self.full.entry(destination).or_default().extend(open.payload());
         }
+        self.full.retain(|_, payloads| !payloads.is_empty());
         self.full
     }
 }
 
-fn encoded(message: &Message) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(64);
-    wire::encode(message, &mut bytes);
-    bytes
+/// A payload that may have room left.
+#[derive(Debug)]
+struct Open {
+    writer: Writer,
+    payload: Vec<u8>,
+}
+
+impl Open {
+    fn new(version: u8, me: ReplicaId) -> Self {
+        Self { writer: Writer::new(version, me), payload: vec![Kind::Messages as u8] }
+    }
+
+    /// Adds a message, if it fits.
+    fn add(&mut self, message: &Message) -> bool {
+        let (before, length) = (self.writer, self.payload.len());
+        self.writer.write(message, &mut self.payload);
+        let fits = self.payload.len() <= MAX_PAYLOAD;
+        if !fits {
+            self.writer = before;
+            self.payload.truncate(length);
+        }
+        fits
+    }
+
+    /// Returns the payload, unless nothing is in it.
+    fn payload(self) -> Option<Vec<u8>> {
+        (self.payload.len() > 1).then_some(self.payload)
+    }
 }
 
 #[cfg(test)]

@@ -1,28 +1,30 @@
-//! Packing: order, bounds, heartbeats and echoes.
+//! Packing: order, bounds, heartbeats, echoes and versions.
 
 use std::sync::Arc;
 
 use super::super::fragment::{Assembled, Assembler};
+use super::super::wire::{self, WIRE_VERSION};
 use super::*;
 use crate::ledger::{Key, LimitId, Member, Quota, RosterMessage, Row, Slot, WindowId};
 
 const NOW: Timestamp = Timestamp::from_unix_ms(1_763_856_000_000);
 const A: ReplicaId = ReplicaId::from_bits(1);
 const B: ReplicaId = ReplicaId::from_bits(2);
+const ME: ReplicaId = ReplicaId::from_bits(9);
 
 fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 fn outbox() -> Outbox {
-    let mut outbox = Outbox::new();
+    let mut outbox = Outbox::new(ME, WIRE_VERSION);
     outbox.set_peers(&[(A, addr(1)), (B, addr(2))]);
     outbox
 }
 
 fn row(version: u64) -> Message {
     Message::Row(Row {
-        replica: ReplicaId::from_bits(9),
+        replica: ME,
         key: Key { limit: LimitId::of("a"), quota: Quota::tokens(100).per_minute() },
         window: WindowId::starting(Timestamp::ZERO),
         version,
@@ -63,9 +65,9 @@ fn read(parcels: &[Parcel]) -> Vec<Message> {
     let mut messages = Vec::new();
     for parcel in parcels {
         assert!(parcel.payload.len() <= MAX_PAYLOAD);
-        if let Assembled::Whole(kind, bytes) = assembler.accept(A, &parcel.payload, NOW).unwrap() {
+        if let Assembled::Whole(kind, bytes) = assembler.accept(ME, parcel.version, &parcel.payload, NOW).unwrap() {
             assert_eq!(kind, Kind::Messages);
-            messages.extend(wire::decode(wire::WIRE_VERSION, &bytes).unwrap());
+            messages.extend(wire::decode(parcel.version, ME, &bytes).unwrap());
         }
     }
     messages
@@ -98,12 +100,75 @@ fn a_long_roster_is_split_and_keeps_its_place() {
 }
 
 #[test]
+fn everyone_is_written_to_in_what_it_reads() {
+    let mut outbox = outbox();
+    outbox.set_versions([(B, WIRE_VERSION)]);
+    let sent: Vec<_> = (0..100).map(row).chain([roster(200), row(100)]).collect();
+    let parcels = outbox.pack(sent.clone().into_iter().map(|message| to(Target::Everyone, message)));
+    let bytes = [(A, OLDEST_WIRE_VERSION), (B, WIRE_VERSION)].map(|(id, version)| {
+        let of: Vec<_> = parcels.iter().filter(|parcel| parcel.receiver == Some(id)).cloned().collect();
+        assert!(of.iter().all(|parcel| parcel.version == version));
+        assert_eq!(read(&of), sent);
+        of.iter().map(|parcel| parcel.payload.len()).sum::<usize>()
+    });
+    // Rows after the first of a payload say neither whose they are nor of what.
+    assert!(bytes[1] + 100 * 30 < bytes[0], "{bytes:?}");
+}
+
+#[test]
+fn whoever_has_announced_nothing_is_written_to_in_the_oldest_version() {
+    let mut outbox = outbox();
+    outbox.set_versions([(A, WIRE_VERSION)]);
+    outbox.set_address(ReplicaId::from_bits(3), || Some(addr(3)));
+    let targets = [Target::Replica(A), Target::Replica(B), Target::Replica(ReplicaId::from_bits(3))];
+    let targets = targets.into_iter().chain([Target::Address(addr(1))]);
+    let parcels = outbox.pack(targets.map(|target| to(target, row(1))));
+    let versions: Vec<_> =
+        parcels.iter().map(|parcel| (parcel.receiver.map(ReplicaId::bits), parcel.version)).collect();
+    assert_eq!(versions, [(None, 1), (Some(1), 2), (Some(2), 1), (Some(3), 1)]);
+    assert!(outbox.pack_chitchat(addr(1), &[0; 3_000]).iter().all(|parcel| parcel.version == OLDEST_WIRE_VERSION));
+    outbox.tick();
+    let beats = outbox.tick();
+    assert_eq!(beats.iter().map(|beat| beat.version).collect::<Vec<_>>(), [2, 1]);
+}
+
+#[test]
+fn a_process_that_starts_again_has_announced_nothing() {
+    let mut outbox = outbox();
+    outbox.set_versions([(A, WIRE_VERSION), (B, WIRE_VERSION)]);
+    // The same address, another process; and one that is away for a moment.
+    let again = ReplicaId::from_bits(4);
+    outbox.set_peers(&[(again, addr(1))]);
+    outbox.set_versions([(A, WIRE_VERSION)]);
+    outbox.set_peers(&[(again, addr(1)), (B, addr(2))]);
+    let versions = |outbox: &mut Outbox| {
+        outbox.pack([to(Target::Everyone, row(1))]).iter().map(|parcel| parcel.version).collect::<Vec<_>>()
+    };
+    assert_eq!(versions(&mut outbox), [1, 1]);
+    outbox.set_versions([(B, WIRE_VERSION)]);
+    assert_eq!(versions(&mut outbox), [2, 1]);
+    assert_eq!(outbox.peers.len(), 2, "nobody else is remembered");
+}
+
+#[test]
+fn whatever_is_announced_a_version_of_ours_is_written() {
+    for (newest, announced, written) in [(2, 0, 1), (2, 3, 2), (2, 255, 2), (1, 2, 1), (1, 255, 1)] {
+        let mut outbox = Outbox::new(ME, newest);
+        outbox.set_peers(&[(A, addr(1))]);
+        outbox.set_versions([(A, announced)]);
+        assert_eq!(outbox.pack([to(Target::Everyone, row(1))])[0].version, written);
+    }
+}
+
+#[test]
 fn what_cannot_be_sent_is_counted() {
     let mut outbox = outbox();
     let unknown = to(Target::Replica(ReplicaId::from_bits(8)), row(1));
     let huge = to(Target::Replica(A), roster(3_000));
+    outbox.tick();
     assert!(outbox.pack([unknown, huge]).is_empty());
     assert_eq!(outbox.unsent(), 2);
+    assert_eq!(outbox.tick().len(), 2, "nothing was sent, so both get their heartbeats");
 }
 
 #[test]
@@ -143,7 +208,7 @@ fn the_echo_is_the_latest_send_time() {
 
 #[test]
 fn what_was_heard_is_bounded_and_the_stalest_is_forgotten() {
-    let mut outbox = Outbox::new();
+    let mut outbox = Outbox::new(ME, WIRE_VERSION);
     for id in 0..5_000u64 {
         outbox.heard(ReplicaId::from_bits(u128::from(id)), Timestamp::from_unix_ms(id));
     }

@@ -58,6 +58,7 @@ pub(crate) enum Command {
 pub(crate) struct Parts<N: Net> {
     pub(crate) limiter: Limiter,
     pub(crate) interval: Duration,
+    pub(crate) outbox: Outbox,
     pub(crate) advertise: SocketAddr,
     pub(crate) socket: N::Socket,
     pub(crate) frames: Frames,
@@ -72,7 +73,6 @@ pub(crate) struct Parts<N: Net> {
 /// The loop, and what it remembers from one round to the next.
 pub(crate) struct Run<N: Net> {
     parts: Parts<N>,
-    outbox: Outbox,
     nonces: Nonces,
     blockers: Lasting,
     silences: Lasting,
@@ -107,7 +107,6 @@ impl<N: Net> Run<N> {
     pub(crate) fn new(parts: Parts<N>) -> Self {
         Self {
             parts,
-            outbox: Outbox::new(),
             nonces: Nonces::new(),
             blockers: Lasting::of(Matter::Share),
             silences: Lasting::of(Matter::Peer),
@@ -201,16 +200,16 @@ impl<N: Net> Run<N> {
         self.flush().await;
         // A peer that came by in this tick is greeted in it.
         self.refresh_peers();
-        let heartbeats = self.outbox.tick();
+        let heartbeats = self.parts.outbox.tick();
         self.send(heartbeats).await;
         for _ in 0..BATCH {
             let Some((to, bytes)) = self.parts.membership.try_next() else { break };
-            let parcels = self.outbox.pack_chitchat(to, &bytes);
+            let parcels = self.parts.outbox.pack_chitchat(to, &bytes);
             self.send(parcels).await;
         }
         let (peers, running) = (self.parts.membership.live(), self.parts.membership.is_running());
         let healthy = running && self.deaf_for == 0;
-        let unsent = self.outbox.unsent();
+        let unsent = self.parts.outbox.unsent();
         self.parts.shared.with(|stats| {
             (stats.peers, stats.healthy, stats.messages_unsent) = (peers, healthy, unsent);
         });
@@ -222,6 +221,7 @@ impl<N: Net> Run<N> {
         let (roster, rows, peers) =
             limiter.with_ledger(|ledger, _| (ledger.roster_message(), ledger.own_rows(), ledger.peers()));
         let heard = self.parts.membership.exchange(&roster, &rows, &limiter.own_pauses(), &peers);
+        self.parts.outbox.set_versions(heard.versions);
         heard.pauses.into_iter().for_each(|(limit, until)| limiter.hear_pause(limit, until));
         if !heard.messages.is_empty() {
             limiter.with_ledger(|ledger, now| {
@@ -257,7 +257,7 @@ impl<N: Net> Run<N> {
     async fn membership(&mut self, event: Event) {
         match event {
             Event::Send(to, bytes) => {
-                let parcels = self.outbox.pack_chitchat(to, &bytes);
+                let parcels = self.parts.outbox.pack_chitchat(to, &bytes);
                 self.send(parcels).await;
             }
             Event::Ended(why) => {
@@ -335,14 +335,14 @@ impl<N: Net> Run<N> {
             }
         }
         let (contact, _, messages) = received.ok()?;
-        self.outbox.heard(contact.from, contact.sent_at);
+        self.parts.outbox.heard(contact.from, contact.sent_at);
         Some((contact, messages))
     }
 
     /// Sends what the ledger wants sent, and logs what it wants known.
     async fn flush(&mut self) {
         loop {
-            let outbox = &mut self.outbox;
+            let outbox = &mut self.parts.outbox;
             let (transmits, notes) = self.parts.limiter.with_ledger(|ledger, _| {
                 let transmits: Vec<_> = std::iter::from_fn(|| ledger.poll_transmit()).take(PACK).collect();
                 let notes: Vec<_> = std::iter::from_fn(|| ledger.poll_note()).take(PACK).collect();
@@ -363,7 +363,7 @@ impl<N: Net> Run<N> {
                 return;
             }
             let last = transmits.len() < PACK;
-            let parcels = self.outbox.pack(transmits);
+            let parcels = self.parts.outbox.pack(transmits);
             self.send(parcels).await;
             if last {
                 return;
@@ -373,7 +373,7 @@ impl<N: Net> Run<N> {
 
     fn refresh_peers(&mut self) {
         let peers = self.parts.limiter.with_ledger(|ledger, _| ledger.peers());
-        self.outbox.set_peers(&peers);
+        self.parts.outbox.set_peers(&peers);
     }
 
     async fn send(&mut self, parcels: Vec<Parcel>) {

@@ -11,7 +11,8 @@
 
 use std::time::Duration;
 
-use super::{text, wire};
+use super::text;
+use super::wire::{self, OLDEST_WIRE_VERSION};
 use crate::ledger::{Key, Message, ReplicaId, Row, WindowId};
 
 /// Over how many values own rows are spread, so that a quiet account is hardly ever sent again
@@ -122,7 +123,8 @@ fn value(rows: &mut [&Row], first: Option<Place>) -> (String, Option<Place>) {
     let mut bytes = Vec::new();
     for row in rows[begin..].iter().chain(&rows[..begin]) {
         let before = bytes.len();
-        wire::encode(&Message::Row((*row).clone()), &mut bytes);
+        // Third replicas pass values on, so they are of the version that everybody reads.
+        wire::encode(OLDEST_WIRE_VERSION, row.replica, [&Message::Row((*row).clone())], &mut bytes);
         if text::encoded_len(bytes.len()) > MAX_SHARD && before > 0 {
             bytes.truncate(before);
             return (text::encode(&bytes), Some(place(row)));

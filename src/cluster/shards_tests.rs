@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::wire::WIRE_VERSION;
 use crate::ledger::{Key, LimitId, Quota, Timestamp, WindowId, Zone};
 
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -26,7 +25,8 @@ fn row(limit: u64, version: u64) -> Row {
 }
 
 fn rows_in(value: &str) -> Vec<Row> {
-    let messages = wire::decode(WIRE_VERSION, &text::decode(value).unwrap()).unwrap();
+    let messages =
+        wire::decode(OLDEST_WIRE_VERSION, ReplicaId::from_bits(u128::MAX), &text::decode(value).unwrap()).unwrap();
     messages
         .into_iter()
         .map(|message| if let Message::Row(row) = message { row } else { panic!("{message:?}") })
@@ -66,7 +66,7 @@ fn the_largest_row_fits_a_value() {
         ..row(1, 1)
     };
     let mut bytes = Vec::new();
-    wire::encode(&Message::Row(largest), &mut bytes);
+    wire::encode(OLDEST_WIRE_VERSION, largest.replica, [&Message::Row(largest.clone())], &mut bytes);
     assert!(text::encoded_len(bytes.len()) <= MAX_SHARD, "{}", bytes.len());
 }
 

@@ -23,10 +23,19 @@ fn row() -> Row {
     }
 }
 
-fn hex(message: &Message) -> String {
+/// Who sends the frames.
+const SENDER: ReplicaId = ReplicaId::from_bits(7);
+
+const BOTH: [u8; 2] = [OLDEST_WIRE_VERSION, WIRE_VERSION];
+
+fn encoded<'a>(version: u8, messages: impl IntoIterator<Item = &'a Message>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode(message, &mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    encode(version, SENDER, messages, &mut bytes);
+    bytes
+}
+
+fn hex<'a>(version: u8, messages: impl IntoIterator<Item = &'a Message>) -> String {
+    encoded(version, messages).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -34,7 +43,7 @@ fn golden_row() {
     let mut row = row();
     row.given = vec![(ReplicaId::from_bits(9), 128)];
     assert_eq!(
-        hex(&Message::Row(row)),
+        hex(1, [&Message::Row(row)]),
         concat!(
             "01",
             "00000000000000000000000000000007", // row of replica 7
@@ -53,6 +62,37 @@ fn golden_row() {
             "8407",
             "c203", // spendable, demand, typical
         )
+    );
+}
+
+#[test]
+fn golden_rows_of_version_2() {
+    let first = row();
+    let relayed = Row { replica: ReplicaId::from_bits(8), ..row() };
+    let sibling = Row { key: Key { limit: LimitId::from_bits(1), ..key() }, ..row() };
+    let requests = Row { key: Key { limit: LimitId::from_bits(1), quota: Quota::requests(600).per_minute() }, ..row() };
+    let later = Row { window: WindowId::starting(Timestamp::from_unix_ms(1_763_856_060_000)), ..requests.clone() };
+    let mut gift = later.clone();
+    gift.given = vec![(ReplicaId::from_bits(9), 128)];
+    let counts = concat!("ac02", "a8c002", "d00f", "00", "09", "8407", "c203");
+    let rows = [first, relayed, sibling, requests, later, gift].map(Message::Row);
+    assert_eq!(
+        hex(2, &rows),
+        [
+            concat!("11", "efcdab8967452301", "00a08d06e0d403", "80c88af0aa33"), // All but whose.
+            counts,
+            concat!("1e", "00000000000000000000000000000008"), // Of another replica, and what the first is of.
+            counts,
+            concat!("1d", "0100000000000000"), // Of another limit.
+            counts,
+            concat!("1b", "01d804e0d403"), // Of another quota.
+            counts,
+            concat!("17", "e09c8ef0aa33"), // Of another window.
+            counts,
+            "1f", // Of the same: another part of its gifts.
+            concat!("ac02", "a8c002", "d00f", "01", "00000000000000000000000000000009", "8001", "09", "8407", "c203"),
+        ]
+        .concat()
     );
 }
 
@@ -86,10 +126,11 @@ fn golden_request() {
         kind: RequestKind::Parked,
         waiting_ms: 12,
     };
-    assert_eq!(
-        hex(&Message::Request(request)),
-        concat!("02", "efcdab8967452301", "00", "a08d06", "e0d403", "80c88af0aa33", "03", "f403", "e807", "01", "0c")
-    );
+    let golden =
+        concat!("02", "efcdab8967452301", "00", "a08d06", "e0d403", "80c88af0aa33", "03", "f403", "e807", "01", "0c");
+    for version in BOTH {
+        assert_eq!(hex(version, [&Message::Request(request)]), golden);
+    }
 }
 
 #[test]
@@ -108,8 +149,10 @@ fn golden_roster() {
         watermark: Timestamp::from_unix_ms(6),
         members: vec![member(1, "10.0.0.7:7946", None), member(2, "[::1]:1", Some(Timestamp::from_unix_ms(300)))],
     };
+    let roster = Message::Roster(Arc::new(roster));
+    assert_eq!(hex(1, [&roster]), hex(2, [&roster]));
     assert_eq!(
-        hex(&Message::Roster(Arc::new(roster))),
+        hex(1, [&roster]),
         concat!(
             "03",
             "00000000000000000000000000000001",
@@ -139,37 +182,79 @@ fn golden_roster() {
 }
 
 #[test]
-fn a_row_takes_about_55_bytes() {
-    let mut bytes = Vec::new();
-    encode(&Message::Row(row()), &mut bytes);
-    assert!((40..=60).contains(&bytes.len()), "{}", bytes.len());
+fn a_row_takes_about_55_bytes_and_in_version_2_less_than_half_of_it_behind_its_like() {
+    let rows = [row(), Row { key: Key { limit: LimitId::from_bits(1), ..key() }, ..row() }].map(Message::Row);
+    let lengths = BOTH.map(|version| [1, 2].map(|count| encoded(version, &rows[..count]).len()));
+    let [[one, two], [short, both]] = lengths;
+    assert_eq!([one, two - one, short, both - short], [51, 51, 35, 22]);
 }
 
 #[test]
 fn too_many_gifts_become_several_rows() {
     let mut long = row();
     long.given = (0..50).map(|id| (ReplicaId::from_bits(id), 1)).collect();
-    let mut bytes = Vec::new();
-    encode(&Message::Row(long.clone()), &mut bytes);
-    let parts = decode(WIRE_VERSION, &bytes).unwrap();
-    let given: Vec<_> = parts
-        .iter()
-        .flat_map(|message| match message {
-            Message::Row(row) => row.given.clone(),
-            _ => panic!("a row became something else"),
-        })
-        .collect();
-    assert_eq!(given, long.given);
-    assert_eq!(parts.len(), 3);
+    for version in BOTH {
+        let bytes = encoded(version, [&Message::Row(long.clone())]);
+        let parts = decode(version, SENDER, &bytes).unwrap();
+        let given: Vec<_> = parts
+            .iter()
+            .flat_map(|message| match message {
+                Message::Row(row) => row.given.clone(),
+                _ => panic!("a row became something else"),
+            })
+            .collect();
+        assert_eq!(given, long.given);
+        assert_eq!(parts.len(), 3);
+    }
 }
 
 #[test]
 fn an_impossible_quota_is_an_error() {
-    let mut bytes = Vec::new();
-    encode(&Message::Row(row()), &mut bytes);
-    // The amount, 100,000, is three bytes at 26; a zero in its place is no quota.
-    bytes.splice(26..29, [0]);
-    assert_eq!(decode(WIRE_VERSION, &bytes), Err(WireError::Quota(QuotaError::ZeroAmount)));
+    // The amount, 100,000, is three bytes behind replica, limit and kind; a zero in its place
+    // is no quota.
+    for (version, amount) in [(1, 26), (2, 10)] {
+        let mut bytes = encoded(version, [&Message::Row(row())]);
+        bytes.splice(amount..amount + 3, [0]);
+        assert_eq!(decode(version, SENDER, &bytes), Err(WireError::Quota(QuotaError::ZeroAmount)));
+    }
+}
+
+#[test]
+fn rows_of_one_version_are_none_of_the_other() {
+    let row = [&Message::Row(row())];
+    assert_eq!(decode(2, SENDER, &encoded(1, row)), Err(WireError::Tag(0x01)));
+    assert_eq!(decode(1, SENDER, &encoded(2, row)), Err(WireError::Tag(0x11)));
+}
+
+#[test]
+fn a_first_row_leaves_out_nothing_but_its_sender() {
+    for left_out in [SAME_LIMIT, SAME_QUOTA, SAME_WINDOW, LEFT_OUT] {
+        let mut bytes = encoded(2, [&Message::Row(row())]);
+        bytes[0] |= left_out;
+        assert_eq!(decode(2, SENDER, &bytes), Err(WireError::LeftOut(bytes[0])));
+    }
+}
+
+#[test]
+fn what_can_be_left_out_is_not_written() {
+    let bytes = encoded(2, [&Message::Row(row())]);
+    // Read as of another sender, the row is whole; of its own sender it says too much.
+    let mut whole = vec![TAG_SHORT_ROW];
+    put_replica(SENDER, &mut whole);
+    whole.extend_from_slice(&bytes[1..]);
+    assert!(decode(2, ReplicaId::from_bits(8), &whole).is_ok());
+    assert_eq!(decode(2, SENDER, &whole), Err(WireError::LeftOut(TAG_SHORT_ROW)));
+    // Twice the same, the second time in full.
+    let twice = [bytes.clone(), bytes].concat();
+    assert_eq!(decode(2, SENDER, &twice), Err(WireError::LeftOut(TAG_SHORT_ROW | OF_SENDER)));
+}
+
+#[test]
+fn a_row_of_the_sender_is_of_whoever_sealed_it() {
+    let bytes = encoded(2, [&Message::Row(row())]);
+    let thief = ReplicaId::from_bits(8);
+    let [Message::Row(read)] = &decode(2, thief, &bytes).unwrap()[..] else { panic!("one row") };
+    assert_eq!(*read, Row { replica: thief, ..row() });
 }
 
 #[test]
@@ -178,7 +263,7 @@ fn a_forged_count_is_refused_before_anything_is_allocated() {
     bytes.extend_from_slice(&[0; 16]);
     bytes.extend_from_slice(&[0, 0, 0]);
     put_number(4_000, &mut bytes);
-    assert_eq!(decode(WIRE_VERSION, &bytes), Err(WireError::Count(4_000)));
+    assert_eq!(decode(WIRE_VERSION, SENDER, &bytes), Err(WireError::Count(4_000)));
 }
 
 #[test]
@@ -195,8 +280,8 @@ fn numbers_have_one_form() {
 
 #[test]
 fn other_versions_are_not_read() {
-    assert_eq!(decode(0, &[]), Err(WireError::Version(0)));
-    assert_eq!(decode(WIRE_VERSION + 1, &[]), Err(WireError::Version(WIRE_VERSION + 1)));
+    assert_eq!(decode(0, SENDER, &[]), Err(WireError::Version(0)));
+    assert_eq!(decode(WIRE_VERSION + 1, SENDER, &[]), Err(WireError::Version(WIRE_VERSION + 1)));
 }
 
 prop_compose! {
@@ -227,7 +312,7 @@ prop_compose! {
 prop_compose! {
     fn any_row()(
         key in any_key(),
-        replica: u128,
+        replica in prop_oneof![Just(SENDER.bits()), Just(8), any::<u128>()],
         numbers: [u64; 6],
         spendable: i64,
         given in proptest::collection::vec((any::<u128>(), any::<u64>()), 0..=Row::MAX_GIVEN),
@@ -278,36 +363,63 @@ fn any_message() -> impl Strategy<Value = Message> {
     prop_oneof![any_row(), any_request(), any_roster()]
 }
 
+/// Messages among which rows often have parts in common with the row before.
+fn any_messages() -> impl Strategy<Value = Vec<Message>> {
+    proptest::collection::vec((any_message(), 0u8..16), 0..8).prop_map(|drawn| {
+        let mut before: Option<(Key, WindowId)> = None;
+        let mut alike = |(mut message, same): (Message, u8)| {
+            if let Message::Row(row) = &mut message {
+                if let Some((key, window)) = before {
+                    row.key.limit = if same & SAME_LIMIT == 0 { row.key.limit } else { key.limit };
+                    row.key.quota = if same & SAME_QUOTA == 0 { row.key.quota } else { key.quota };
+                    row.window = if same & SAME_WINDOW == 0 { row.window } else { window };
+                }
+                before = Some((row.key, row.window));
+            }
+            message
+        };
+        drawn.into_iter().map(&mut alike).collect()
+    })
+}
+
 proptest! {
     #[test]
-    fn what_was_encoded_is_decoded(messages in proptest::collection::vec(any_message(), 0..8)) {
-        let mut bytes = Vec::new();
-        messages.iter().for_each(|message| encode(message, &mut bytes));
-        prop_assert_eq!(decode(WIRE_VERSION, &bytes), Ok(messages));
+    fn what_was_encoded_is_decoded(messages in any_messages()) {
+        for version in BOTH {
+            let bytes = encoded(version, &messages);
+            prop_assert_eq!(decode(version, SENDER, &bytes), Ok(messages.clone()));
+        }
+        prop_assert!(encoded(2, &messages).len() <= encoded(1, &messages).len());
     }
 
     #[test]
     fn what_was_decoded_is_encoded_to_the_same_bytes(
-        messages in proptest::collection::vec(any_message(), 1..4),
+        messages in any_messages(),
         at: prop::sample::Index,
         byte: u8,
+        reader: bool,
     ) {
-        let mut bytes = Vec::new();
-        messages.iter().for_each(|message| encode(message, &mut bytes));
-        let at = at.index(bytes.len());
-        bytes[at] = byte;
-        if let Ok(messages) = decode(WIRE_VERSION, &bytes) {
-            let mut again = Vec::new();
-            messages.iter().for_each(|message| encode(message, &mut again));
-            prop_assert_eq!(again, bytes);
+        prop_assume!(!messages.is_empty());
+        let reader = if reader { SENDER } else { ReplicaId::from_bits(8) };
+        for version in BOTH {
+            let mut bytes = encoded(version, &messages);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(messages) = decode(version, reader, &bytes) {
+                let mut again = Vec::new();
+                encode(version, reader, &messages, &mut again);
+                prop_assert_eq!(again, bytes);
+            }
         }
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_200), tag in 0u8..5) {
-        let _ = decode(WIRE_VERSION, &bytes);
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_200), tag in 0u8..33) {
         let mut tagged = vec![tag];
         tagged.extend_from_slice(&bytes);
-        let _ = decode(WIRE_VERSION, &tagged);
+        for version in BOTH {
+            let _ = decode(version, SENDER, &bytes);
+            let _ = decode(version, SENDER, &tagged);
+        }
     }
 }

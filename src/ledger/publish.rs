@@ -18,9 +18,10 @@ use super::{KeyState, Ledger, Note};
 /// peer in 99 of 100 cases; the relay and chitchat carry the rest.
 const SENDS: u8 = 3;
 
-/// How many copies of rows a replica sends in a second, over all peers: at 55 bytes each, with
-/// what frames add, 0.75 MB. Beyond, accounts take turns: in a larger or busier fleet news is
-/// older, and rights are asked for with older hints; who asks is answered at once as ever.
+/// How many copies of rows a replica sends in a second, over all peers: at 55 bytes each, which
+/// they have in wire version 1, with what frames add 0.75 MB. Beyond, accounts take turns: in a
+/// larger or busier fleet news is older, and rights are asked for with older hints; who asks is
+/// answered at once as ever.
 const COPIES_PER_S: u64 = 12_000;
 
 /// How many gifts take the room of a row.

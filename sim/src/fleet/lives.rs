@@ -6,6 +6,8 @@
 
 use std::net::SocketAddr;
 
+use quotum::cluster::ClusterConfig;
+use quotum::cluster::wire::WIRE_VERSION;
 use quotum::ledger::{Directory, FirstWindow, Ledger, OnSilence, ReplicaId, Slot};
 use quotum::{Limiter, Timestamp};
 
@@ -35,6 +37,8 @@ impl World {
             born: self.at,
             died: None,
             leaving: None,
+            wire: self.wire_of_now(),
+            misdirected: 0,
             offset_ms,
             drift_ppm,
             paused: false,
@@ -74,6 +78,16 @@ impl World {
         self.queue.push(self.at + tick, Event::Tick { replica: number });
     }
 
+    /// The newest wire version of a process that starts now.
+    fn wire_of_now(&mut self) -> u8 {
+        let release = self.plan.releases.iter().rev().find(|(from, _)| *from <= self.at);
+        let wire = release.map_or(WIRE_VERSION, |(_, wire)| *wire);
+        if self.replicas.iter().any(|replica| replica.is_alive() && replica.wire != wire) {
+            self.reach("two releases at once");
+        }
+        wire
+    }
+
     fn process(&mut self, number: usize, id: ReplicaId) -> Process {
         let clock = SharedClock::default();
         clock.set(self.replicas[number].local_ms(self.at, self.plan.phase));
@@ -95,10 +109,11 @@ impl World {
         let drive = match &mut self.pods {
             None => {
                 limiter.attach(id, slot.clone(), settings, self.plan.interval).expect("a new limiter");
-                Drive::Hand(Box::new(Hand::new(id)))
+                Drive::Hand(Box::new(Hand::new(id, self.replicas[number].wire)))
             }
             Some(pods) => {
-                let config = pods::config(&self.plan, &self.slots, addr, keys);
+                let wire = self.replicas[number].wire;
+                let config = ClusterConfig { wire, ..pods::config(&self.plan, &self.slots, addr, keys) };
                 Drive::Pod(pods.start(number, limiter.clone(), config))
             }
         };

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use quotum::cluster::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::ledger::{Contact, ReplicaId};
 
 use super::queue::Event;
@@ -143,11 +144,34 @@ impl World {
         if self.links.other_versions > 0.0 && self.network_rng.chance(self.links.other_versions) {
             let mut forged = datagram.clone();
             match &mut forged.bytes {
-                Bytes::Sealed(bytes) => bytes[2] = bytes[2].wrapping_add(1),
-                Bytes::Open { version, .. } => *version = version.wrapping_add(1),
+                // One is read, and the seal holds the byte; the other is not.
+                Bytes::Sealed(bytes) => bytes[VERSION] = bytes[VERSION].wrapping_add(1),
+                Bytes::Open { version, .. } => *version = WIRE_VERSION + 1,
             }
             let delay = self.delay();
             self.queue.push(self.at + delay, Event::Datagram(Box::new(forged)));
+        }
+    }
+
+    /// Takes note of a frame's version, if it is for the process that it reaches or was for one
+    /// before it.
+    fn note_version(&mut self, replica: usize, datagram: &Datagram) {
+        let (version, receiver) = match &datagram.bytes {
+            Bytes::Open { version, receiver, .. } => (*version, *receiver),
+            Bytes::Sealed(bytes) => {
+                let receiver = bytes.get(RECEIVER).and_then(|bytes| bytes.try_into().ok()).map(u128::from_be_bytes);
+                let receiver = receiver.filter(|bits| *bits != 0).map(ReplicaId::from_bits);
+                (bytes.get(VERSION).copied().unwrap_or(0), receiver)
+            }
+        };
+        let Some(receiver) = receiver else { return };
+        if receiver != self.replicas[replica].id {
+            let newer = version > self.replicas[replica].wire;
+            self.replicas[replica].misdirected += u64::from(newer);
+        } else if version == OLDEST_WIRE_VERSION {
+            self.reach("a frame of the oldest version");
+        } else if version == WIRE_VERSION {
+            self.reach("a frame of the newest version");
         }
     }
 
@@ -163,9 +187,14 @@ impl World {
             self.queue.push(at, Event::Datagram(Box::new(datagram)));
             return;
         }
+        self.note_version(replica, &datagram);
         match &mut self.pods {
             Some(pods) => pods.deliver(datagram),
             None => self.hear(replica, datagram),
         }
     }
 }
+
+/// Where a frame's header has its version and its receiver.
+const VERSION: usize = 3;
+const RECEIVER: std::ops::Range<usize> = 32..48;

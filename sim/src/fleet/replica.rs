@@ -32,6 +32,10 @@ pub(super) struct Replica {
     pub(super) born: Micros,
     pub(super) died: Option<Micros>,
     pub(super) leaving: Option<Micros>,
+    /// The newest wire version that it reads, which tells its release.
+    pub(super) wire: u8,
+    /// How many datagrams of a newer one reached it that were for another process at its address.
+    pub(super) misdirected: u64,
     pub(super) offset_ms: i64,
     pub(super) drift_ppm: i64,
     pub(super) paused: bool,

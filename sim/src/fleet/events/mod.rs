@@ -34,13 +34,13 @@ pub(super) struct Hand {
 }
 
 impl Hand {
-    pub(super) fn new(id: ReplicaId) -> Self {
-        let frames = Frames::new(KeyRing::of(super::KEY), super::CLUSTER, id);
+    pub(super) fn new(id: ReplicaId, wire: u8) -> Self {
+        let frames = Frames::new(KeyRing::of(super::KEY), super::CLUSTER, id).up_to(wire);
         Self {
             inbox: Inbox::new(frames.clone()),
             frames,
             assembler: Assembler::default(),
-            outbox: Outbox::new(),
+            outbox: Outbox::new(id, wire),
             timeout_ms: u64::MAX,
         }
     }
@@ -135,10 +135,17 @@ impl World {
         self.flush(replica);
     }
 
-    /// Tells a replica's outbox who its peers are.
+    /// Tells a replica's outbox who its peers are, and what they read: chitchat would tell that
+    /// a while after they have started.
     pub(super) fn refresh_peers(&mut self, replica: usize) {
-        if let Some(Process { limiter, drive: Drive::Hand(hand), .. }) = &mut self.replicas[replica].process {
-            hand.outbox.set_peers(&limiter.with_ledger(|ledger, _| ledger.peers()));
+        let Some(process) = &self.replicas[replica].process else { return };
+        let peers = process.limiter.with_ledger(|ledger, _| ledger.peers());
+        let known = peers.iter().filter_map(|(id, _)| Some((*id, &self.replicas[*self.by_id.get(id)?])));
+        let told = known.filter(|(_, peer)| peer.born + ANNOUNCED_AFTER <= self.at);
+        let versions: Vec<(ReplicaId, u8)> = told.map(|(id, peer)| (id, peer.wire)).collect();
+        if let Some(hand) = self.hand(replica) {
+            hand.outbox.set_peers(&peers);
+            hand.outbox.set_versions(versions);
         }
     }
 
@@ -221,7 +228,8 @@ impl World {
                 Bytes::Sealed(frame)
             } else {
                 let contact = Contact { from: self.replicas[replica].id, sent_at, echo: parcel.echo };
-                Bytes::Open { contact, receiver: parcel.receiver, version: wire::WIRE_VERSION, payload: parcel.payload }
+                let Parcel { receiver, version, payload, .. } = parcel;
+                Bytes::Open { contact, receiver, version, payload }
             };
             let from_slot = self.replicas[replica].slot;
             self.put_on_the_wire(Datagram { to: parcel.to, from_slot, bytes, repeated: false, delayed: false });
@@ -243,7 +251,7 @@ impl World {
     }
 
     fn open(&mut self, replica: usize, datagram: Datagram, now: Timestamp) -> Option<(Contact, Vec<Message>)> {
-        let me = self.replicas[replica].id;
+        let (me, newest) = (self.replicas[replica].id, self.replicas[replica].wire);
         let hand = self.hand(replica)?;
         match datagram.bytes {
             Bytes::Sealed(mut bytes) => {
@@ -255,26 +263,32 @@ impl World {
             }
             Bytes::Open { contact, receiver, version, payload } => {
                 // The checks of `Frames::open`, in its order.
-                if version != wire::WIRE_VERSION
+                if !(wire::OLDEST_WIRE_VERSION..=newest).contains(&version)
                     || contact.from == me
                     || receiver.is_some_and(|receiver| receiver != me)
                     || now.since(contact.sent_at) > MAX_AGE
                 {
                     return None;
                 }
-                match hand.assembler.accept(contact.from, &payload, now).ok()? {
+                match hand.assembler.accept(contact.from, version, &payload, now).ok()? {
                     Assembled::Empty => Some((contact, Vec::new())),
                     Assembled::Partial => {
                         self.reached.insert("fragments");
                         Some((contact, Vec::new()))
                     }
-                    Assembled::Whole(Kind::Messages, bytes) => Some((contact, wire::decode(version, &bytes).ok()?)),
+                    Assembled::Whole(Kind::Messages, bytes) => {
+                        let messages = wire::decode(version, contact.from, &bytes).ok()?;
+                        Some((contact, messages))
+                    }
                     Assembled::Whole(..) => Some((contact, Vec::new())),
                 }
             }
         }
     }
 }
+
+/// How long after its start everybody knows what a replica reads.
+const ANNOUNCED_AFTER: Micros = 1_000_000;
 
 fn describe(message: &Message) -> String {
     match message {

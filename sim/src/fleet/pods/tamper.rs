@@ -41,15 +41,14 @@ impl World {
             if *kind != Kind::Messages as u8 {
                 return None;
             }
-            let mut messages = wire::decode(version, said).ok()?;
+            let mut messages = wire::decode(version, sender, said).ok()?;
             messages.iter_mut().for_each(|message| misspeak(canary, sender, message));
-            for message in self.incoming(to, contact.from, messages) {
-                wire::encode(&message, &mut payload);
-            }
+            let heard = self.incoming(to, contact.from, messages);
+            wire::encode(version, sender, &heard, &mut payload);
         }
         let mut nonce = [0; 24];
         nonce.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.network_rng.next().to_le_bytes()));
         let fits = payload.len() <= MAX_PAYLOAD;
-        fits.then(|| frames(sender).seal(addressee, contact.sent_at, contact.echo, nonce, &payload))
+        fits.then(|| frames(sender).seal(version, addressee, contact.sent_at, contact.echo, nonce, &payload))
     }
 }
