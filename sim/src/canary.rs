@@ -88,6 +88,9 @@ pub(crate) enum Canary {
     FragmentDropped,
     WrongKey,
     PayloadDamaged,
+    NewestToAll,
+    VersionNotSaid,
+    NewestNotSaid,
     UsageForgotten,
     StreamNotCounted,
     SentAgain,
@@ -223,6 +226,30 @@ impl Canary {
             "pods-payload-damaged",
             "a byte of every frame of one pod is damaged before it is sealed",
             "pods-swarm",
+        ),
+        (
+            Self::NewestToAll,
+            "pods-newest-to-all",
+            "pods of this release write its wire version to everybody, whatever was announced",
+            "pods-upgrade",
+        ),
+        (
+            Self::VersionNotSaid,
+            "pods-version-not-said",
+            "pods of this release write its wire version in frames that name the version before",
+            "pods-upgrade",
+        ),
+        (
+            Self::NewestNotSaid,
+            "pods-newest-not-said",
+            "pods of this release say that they read no more than the release before",
+            "pods-upgrade",
+        ),
+        (
+            Self::GiftUnderAnotherName,
+            "pods-relayed-without-id",
+            "whole pods: a relayed row is written as one of the frame's sender",
+            "pods-upgrade",
         ),
         // Behind the pods' proxies.
         (

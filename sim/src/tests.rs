@@ -43,6 +43,23 @@ fn whole_pods_keep_every_promise_in_the_same_storms() {
 }
 
 #[test]
+fn pods_of_two_releases_keep_every_promise_and_planted_bugs_between_them_are_caught() {
+    let upgrade = scenario("pods-upgrade").expect("it exists");
+    let bugs = [Canary::NewestToAll, Canary::VersionNotSaid, Canary::NewestNotSaid];
+    in_parallel(
+        4 + bugs.len(),
+        |number| match number.checked_sub(4) {
+            None => run_seed(upgrade, 1 + number as u64, number < 1, None),
+            Some(bug) => run_seed(upgrade, 1, false, Some(bugs[bug])),
+        },
+        |number, result| {
+            let outcome = result.unwrap_or_else(|violation| panic!("{number}: {violation:?}"));
+            assert_eq!(outcome.violation.is_some(), number >= 4, "{number}: {:?}", outcome.violation);
+        },
+    );
+}
+
+#[test]
 fn proxies_of_whole_pods_keep_every_promise_over_tcp() {
     let names = ["pods-http", "pods-http-cut", "pods-http-drain", "pods-http-upstream"];
     in_parallel(

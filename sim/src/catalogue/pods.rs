@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use quotum::cluster::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::ledger::Directory;
 
 use super::{SECOND, base, size};
@@ -109,6 +110,23 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         requires: Requires { efficiency: 0.97, sometimes: &[("other wire versions", 0.9)], ..Requires::NOTHING },
     },
     Scenario {
+        name: "pods-upgrade",
+        about: "pods of the release before are replaced by this one's under load, back again and once more: nobody is sent what it cannot read",
+        most_seeds: 100,
+        twice_every: 6,
+        draw: upgrade,
+        requires: Requires {
+            sometimes: &[
+                ("two releases at once", 0.9),
+                ("a frame of the oldest version", 0.9),
+                ("a frame of the newest version", 0.9),
+                ("left in order", 0.9),
+                ("recovered", 0.9),
+            ],
+            ..Requires::NOTHING
+        },
+    },
+    Scenario {
         name: "pods-chitchat",
         about: "chitchat ends in one pod after the other: it is started again, and nothing that counts is lost",
         most_seeds: 60,
@@ -136,6 +154,9 @@ const SWARM_SOMETIMES: &[(&str, f64)] = &[
     ("replay", 0.05),
     ("garbage", 0.05),
     ("other wire versions", 0.05),
+    ("two releases at once", 0.05),
+    ("a frame of the oldest version", 0.5),
+    ("a frame of the newest version", 0.3),
     ("one-way cut", 0.05),
     ("split", 0.05),
     ("flapping link", 0.05),
@@ -169,9 +190,13 @@ pub(super) fn pods(mut plan: Plan) -> Plan {
     plan
 }
 
-/// Three pods under load, measured from the second window on.
 fn fleet(seed: u64, rng: &mut Rng) -> Plan {
-    let mut plan = base(seed, rng, 3, 5);
+    fleet_of(3, seed, rng)
+}
+
+/// Pods under load, measured from the second window on.
+fn fleet_of(slots: usize, seed: u64, rng: &mut Rng) -> Plan {
+    let mut plan = base(seed, rng, slots, 5);
     plan.workload.shape = rng.pick(&[Shape::Uniform, Shape::Zipf, Shape::Bursts]);
     let load = rng.pick(&[0.9, 1.5, 5.0]);
     size(&mut plan, 20.0, load);
@@ -323,6 +348,34 @@ fn versions(seed: u64) -> Plan {
         plan.faults.push(Scheduled { at: 0, until: plan.end, fault });
     }
     plan
+}
+
+/// Up, back and up again; some rolls are called off half-way, and the next one begins.
+fn upgrade(seed: u64) -> Plan {
+    let mut rng = Rng::stream(seed, "pods-upgrade");
+    let slots = rng.pick(&[2, 3, 3, 5]);
+    let mut plan = fleet_of(slots, seed, &mut rng);
+    plan.measure_from = None;
+    let named = rng.chance(0.5);
+    plan.settings.directory = if named { Directory::Name } else { Directory::Static };
+    plan.network.loss = rng.pick(&[0.0, 0.0, 0.05]);
+    plan.releases = vec![(0, OLDEST_WIRE_VERSION)];
+    let mut begins = rng.between(5, 8) * SECOND;
+    for newest in [WIRE_VERSION, OLDEST_WIRE_VERSION, WIRE_VERSION] {
+        plan.releases.push((begins, newest));
+        let pause = rng.between(SECOND / 4, 3 * SECOND);
+        plan.faults.push(at(begins, Fault::Rolling { pause, same_slot: !named }));
+        if rng.chance(0.3) {
+            let (slot, down) = (rng.index(plan.slots), Some(rng.between(SECOND / 10, 3 * SECOND)));
+            let when = begins + rng.below(4 * SECOND);
+            plan.faults.push(at(when, Fault::Crash { slot, down, same_slot: !named }));
+        }
+        begins += if rng.chance(0.3) { rng.between(2, 4) * SECOND } else { rng.between(9, 11) * SECOND };
+    }
+    plan.storm = 42 * SECOND;
+    plan.end = plan.storm + 14 * SECOND + QUIET;
+    plan.recovers = true;
+    pods(plan)
 }
 
 fn chitchat(seed: u64) -> Plan {

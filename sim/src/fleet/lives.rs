@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use quotum::cluster::ClusterConfig;
-use quotum::cluster::wire::WIRE_VERSION;
+use quotum::cluster::wire::{OLDEST_WIRE_VERSION, WIRE_VERSION};
 use quotum::ledger::{Directory, FirstWindow, Ledger, OnSilence, ReplicaId, Slot};
 use quotum::{Limiter, Timestamp};
 
@@ -112,7 +112,8 @@ impl World {
                 Drive::Hand(Box::new(Hand::new(id, self.replicas[number].wire)))
             }
             Some(pods) => {
-                let wire = self.replicas[number].wire;
+                let is_silent = self.options.canary == Some(Canary::NewestNotSaid);
+                let wire = if is_silent { OLDEST_WIRE_VERSION } else { self.replicas[number].wire };
                 let config = ClusterConfig { wire, ..pods::config(&self.plan, &self.slots, addr, keys) };
                 Drive::Pod(pods.start(number, limiter.clone(), config))
             }

@@ -170,8 +170,20 @@ impl World {
             self.replicas[replica].misdirected += u64::from(newer);
         } else if version == OLDEST_WIRE_VERSION {
             self.reach("a frame of the oldest version");
+            self.check_announced(replica, datagram.from_slot);
         } else if version == WIRE_VERSION {
             self.reach("a frame of the newest version");
+        }
+    }
+
+    /// Whole pods of this release find out what they read.
+    fn check_announced(&mut self, replica: usize, from_slot: usize) {
+        let Some(sender) = self.at_slot(from_slot).filter(|_| self.pods.is_some()) else { return };
+        let both = [replica, sender].iter().all(|number| self.replicas[*number].wire == WIRE_VERSION);
+        if both && self.at > self.plan.storm.max(self.last_change) + ANNOUNCED {
+            self.oracle.violated(self.at, "whoever reads the newest version is written to in it", || {
+                format!("replica {sender} writes the oldest to replica {replica}")
+            });
         }
     }
 
@@ -194,6 +206,9 @@ impl World {
         }
     }
 }
+
+/// How long after the last change of the fleet everybody knows what everybody reads, over lossy links.
+const ANNOUNCED: Micros = 10_000_000;
 
 /// Where a frame's header has its version and its receiver.
 const VERSION: usize = 3;

@@ -8,7 +8,7 @@ use quotum::Timestamp;
 use quotum::cluster::KeyRing;
 use quotum::cluster::fragment::Kind;
 use quotum::cluster::frame::{Frames, MAX_PAYLOAD};
-use quotum::cluster::wire;
+use quotum::cluster::wire::{self, WIRE_VERSION};
 
 use super::net::Sent;
 use crate::canary::Canary;
@@ -32,6 +32,13 @@ impl World {
         let mut bytes = sent.bytes.clone();
         let opened = frames(receiver).open(&mut bytes, now).ok()?;
         let (contact, addressee, version) = (opened.contact, opened.to, opened.version);
+        // What the pod with the bug writes, and what it says that it writes.
+        let is_ours = self.replicas[from].wire == WIRE_VERSION;
+        let (written, said_to_be) = match canary {
+            Canary::NewestToAll if is_ours => (WIRE_VERSION, WIRE_VERSION),
+            Canary::VersionNotSaid if is_ours => (WIRE_VERSION, version),
+            _ => (version, version),
+        };
         let (kind, said) = opened.payload.split_first()?;
         let mut payload = vec![*kind];
         if canary == Canary::PayloadDamaged {
@@ -44,11 +51,11 @@ impl World {
             let mut messages = wire::decode(version, sender, said).ok()?;
             messages.iter_mut().for_each(|message| misspeak(canary, sender, message));
             let heard = self.incoming(to, contact.from, messages);
-            wire::encode(version, sender, &heard, &mut payload);
+            wire::encode(written, sender, &heard, &mut payload);
         }
         let mut nonce = [0; 24];
         nonce.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&self.network_rng.next().to_le_bytes()));
         let fits = payload.len() <= MAX_PAYLOAD;
-        fits.then(|| frames(sender).seal(version, addressee, contact.sent_at, contact.echo, nonce, &payload))
+        fits.then(|| frames(sender).seal(said_to_be, addressee, contact.sent_at, contact.echo, nonce, &payload))
     }
 }
