@@ -9,8 +9,8 @@ use std::sync::Arc;
 use fleet::{Fleet, address};
 use quotum::Quota;
 use quotum::ledger::{
-    Blocked, Directory, Gone, Ledger, MAX_MEMBERS, Member, Message, OnSilence, ReplicaId, RosterMessage,
-    RosterSettings, Slot, Timestamp,
+    Blocked, Directory, Gone, Ledger, MAX_MEMBERS, Member, Message, Note, OnSilence, ReplicaId, RosterMessage,
+    RosterNote, RosterSettings, Slot, Timestamp,
 };
 
 const MINUTE: u64 = 60_000;
@@ -225,6 +225,24 @@ fn too_many_members_are_shown() {
     fleet.pods[0].limiter.with_ledger(|ledger, now| ledger.handle_message(from, message, now));
     let id = fleet.pods[0].id.to_string();
     shows(&fleet, 0, &id, &format!("holds {MAX_MEMBERS} replicas"), "split the fleet");
+}
+
+#[test]
+fn another_replica_of_the_same_node_name_is_noted_once() {
+    let fleet = Fleet::joined(quota(), START, 1);
+    let from = ReplicaId::new(Timestamp::from_unix_ms(START + 1), 5);
+    let slot = Slot { node: "pod-0".into(), addr: address(5), exclusive: false };
+    for revision in 1..50 {
+        let members = vec![Member { id: from, slot: slot.clone(), counts: Timestamp::ZERO, gone: None, seen: 0 }];
+        let (floor, watermark) = (Timestamp::ZERO, Timestamp::ZERO);
+        let message = Message::Roster(Arc::new(RosterMessage { from, revision, floor, watermark, members }));
+        let noted = fleet.pods[0].limiter.with_ledger(|ledger, now| {
+            ledger.handle_message(from, message, now);
+            std::iter::from_fn(|| ledger.poll_note()).collect::<Vec<_>>()
+        });
+        let named = Note::Roster(RosterNote::DuplicateNode { node: "pod-0".into(), replica: from });
+        assert_eq!(noted.contains(&named), revision == 1, "{noted:?}");
+    }
 }
 
 #[test]

@@ -278,6 +278,7 @@ fn a_pod_told_to_stop_ends_its_stream_hands_over_and_says_goodbye() {
         let field = format!(r#""event":"{event}""#);
         assert_eq!(fleet.log(0).matches(&field).count(), 1, "{event} is one line: {}", fleet.log(0));
     }
+    assert!(!fleet.log(0).contains("key_rotated"), "the keys of the start are no change: {}", fleet.log(0));
     until("the goodbye is heard", || pod.peer(&id)["gone_from_unix_ms"].is_u64());
     let gone = format!(r#""event":"peer_gone","replica":"{id}""#);
     until("its log says so", || fleet.log(1).contains(&gone));

@@ -105,6 +105,12 @@ impl KeyRing {
         Self { keys: vec![keyed(&key)] }
     }
 
+    /// Returns whether both seal and open the same frames.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let tags = |ring: &Self| ring.keys.iter().map(|(_, cipher)| tag(cipher)).collect::<Vec<_>>();
+        tags(self) == tags(other)
+    }
+
     /// Returns whether frames are sealed with a secret.
     pub fn is_keyed(&self) -> bool {
         self.keys.first().is_some_and(|(id, _)| *id != KeyId::NONE)
@@ -396,6 +402,15 @@ impl Rejected {
     }
 }
 
+/// Returns the tag of nothing under a nonce of zeros: a keyed hash, which tells nothing of the
+/// key. Random nonces never meet that one: it is one of 2^192.
+fn tag(cipher: &XChaCha20Poly1305) -> [u8; 16] {
+    let tag = cipher
+        .encrypt_inout_detached(&XNonce::from([0; 24]), b"quotum key id", (&mut [][..]).into())
+        .expect("the cipher takes an empty text");
+    tag.into()
+}
+
 /// Which key sealed a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct KeyId([u8; 4]);
@@ -403,12 +418,8 @@ struct KeyId([u8; 4]);
 impl KeyId {
     const NONE: Self = Self([0; 4]);
 
-    /// The tag of nothing under a nonce of zeros: a keyed hash, which tells nothing of the
-    /// key. Random nonces never meet that one: it is one of 2^192.
     fn of(cipher: &XChaCha20Poly1305) -> Self {
-        let tag = cipher
-            .encrypt_inout_detached(&XNonce::from([0; 24]), b"quotum key id", (&mut [][..]).into())
-            .expect("the cipher takes an empty text");
+        let tag = tag(cipher);
         match [tag[0], tag[1], tag[2], tag[3]] {
             [0, 0, 0, 0] => Self([0, 0, 0, 1]), // Zero means "no key".
             bytes => Self(bytes),

@@ -78,8 +78,8 @@ pub(crate) struct Run<N: Net> {
     silences: Lasting,
     /// Where frames came from that were thrown away since the last exchange, and why.
     rejected: BTreeMap<SocketAddr, &'static str>,
-    /// It has had its share once: whatever takes it from it is said on its own.
-    has_share: bool,
+    /// It has not had its share yet, and is not leaving. Once it has, whatever takes it from it is said on its own.
+    awaits_share: bool,
     complaints: Complaints,
     next_tick: Instant,
     ticks: u32,
@@ -111,7 +111,7 @@ impl<N: Net> Run<N> {
             blockers: Lasting::of(Matter::Share),
             silences: Lasting::of(Matter::Peer),
             rejected: BTreeMap::new(),
-            has_share: false,
+            awaits_share: true,
             complaints: Complaints::default(),
             next_tick: Instant::now(),
             ticks: 0,
@@ -184,7 +184,7 @@ impl<N: Net> Run<N> {
         self.parts.limiter.with_ledger(|ledger, now| ledger.handle_tick(now));
         if self.ticks.is_multiple_of(INTERVALS) {
             self.exchange();
-            let (looks, limiter) = (!self.has_share, &self.parts.limiter);
+            let (looks, limiter) = (self.awaits_share, &self.parts.limiter);
             let rejected = std::mem::take(&mut self.rejected);
             let (blocked, silent, has_share) = limiter.with_ledger(|ledger, now| {
                 ledger.handle_rejected(rejected);
@@ -193,7 +193,7 @@ impl<N: Net> Run<N> {
             self.blockers.look(blocked, now);
             self.silences.look(silent, now);
             if has_share {
-                self.has_share = true;
+                self.awaits_share = false;
                 info!(event = "share_received", "has its share of every window that runs");
             }
         }
@@ -412,6 +412,8 @@ impl<N: Net> Run<N> {
     }
 
     fn hand_over(&mut self) {
+        // Windows that begin from now on are its own no more.
+        self.awaits_share = false;
         self.parts.limiter.with_ledger(|ledger, now| ledger.leave(now));
     }
 

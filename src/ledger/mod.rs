@@ -169,13 +169,14 @@ struct Peer {
 }
 
 impl Ledger {
-    /// Returns the ledger of a replica that is alone: it owns every right.
+    /// Returns the ledger of a replica that is alone: it owns every right. `node` is the name it
+    /// shows until [`Ledger::attach`] gives it another.
     ///
     /// `seed` is all the randomness it will ever use: which peer to ask, how refused
     /// callers are spread.
-    pub fn new(me: ReplicaId, seed: u64, now: Timestamp) -> Self {
+    pub fn new(me: ReplicaId, node: &str, seed: u64, now: Timestamp) -> Self {
         Self {
-            roster: Roster::alone(me, now),
+            roster: Roster::alone(me, node, now),
             joined: false,
             attached: false,
             interval: Duration::from_millis(100),

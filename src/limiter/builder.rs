@@ -42,6 +42,7 @@ pub struct Builder {
     deployments: Vec<(String, Vec<Quota>, Policy)>,
     clock: Option<Box<dyn Clock>>,
     seed: Option<u64>,
+    node: String,
 }
 
 impl Builder {
@@ -70,6 +71,14 @@ impl Builder {
         self
     }
 
+    /// Names the node this limiter runs on, for [`Status::node`](crate::Status). A cluster that is
+    /// joined brings its own name.
+    #[must_use]
+    pub fn node(mut self, node: impl Into<String>) -> Self {
+        self.node = node.into();
+        self
+    }
+
     /// Uses this seed instead of the system's entropy, for reproducible runs.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
@@ -82,7 +91,7 @@ impl Builder {
     /// # Errors
     /// Says which deployment is wrong and how; nothing is built.
     pub fn build(mut self) -> Result<Limiter, BuildError> {
-        let (clock, seed) = (self.clock.take(), self.seed);
+        let (clock, seed, node) = (self.clock.take(), self.seed, std::mem::take(&mut self.node));
         let deployments = self.settled()?;
         let clock = clock.map_or(ClockSource::System, ClockSource::Injected);
         let now = clock.now();
@@ -90,7 +99,7 @@ impl Builder {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|_| BuildError::NoEntropy)?,
         };
-        let ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), seed, now);
+        let ledger = Ledger::new(ReplicaId::new(now, u128::from(seed)), &node, seed, now);
         let core = Core {
             ledger,
             waiters: BTreeMap::new(),

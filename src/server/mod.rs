@@ -108,7 +108,7 @@ pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError>
         // Until the process ends: requests that drain still need their upstream.
         tokio::spawn(stub::serve(stub, listener, std::future::pending()));
     }
-    let limiter = builder(&config.deployments).build()?;
+    let limiter = builder(&config.deployments).node(&config.node).build()?;
     let cluster = join(&config, &limiter).await?;
     let certified = config.proxy.tls.as_ref().map(|tls| tls.certified.clone());
     let tls = certified.map(tls::Tls::new).transpose()?.map(Arc::new);

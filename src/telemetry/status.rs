@@ -22,6 +22,7 @@ pub fn status_json(status: &Status) -> Value {
         "silent": blocked(&status.silent),
         "declared_gone": status.declared_gone,
         "clock_behind_ms": u64::try_from(status.clock_behind.as_millis()).unwrap_or(u64::MAX),
+        "duplicate_node": duplicates(status),
         "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),
         "limits": status.limits.iter().map(limit_json).collect::<Vec<_>>(),
         "held_for_peers": status.held,
@@ -72,6 +73,13 @@ fn blocked(blocked: &[Blocked]) -> Vec<Value> {
     blocked.iter().map(|block| json!({"who": block.who, "why": block.why, "resolve": block.resolve})).collect()
 }
 
+/// Returns the live peers elsewhere that have this replica's node name.
+fn duplicates(status: &Status) -> Vec<String> {
+    let other = |peer: &&PeerStatus| peer.node == status.node && status.addr.is_some_and(|addr| addr != peer.addr);
+    let live = status.peers.iter().filter(|peer| peer.reachable && peer.gone.is_none());
+    live.filter(other).map(|peer| peer.id.to_string()).collect()
+}
+
 fn peer(peer: &PeerStatus) -> Value {
     json!({
         "replica": peer.id.to_string(),
@@ -109,4 +117,26 @@ fn standing_json(standing: &Standing) -> Value {
         "debt": standing.debt,
         "resets_in_ms": u64::try_from(standing.resets_in.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limiter;
+
+    #[test]
+    fn live_peers_of_the_same_node_name_elsewhere_are_named() {
+        let mut status = Limiter::builder().node("pod-a").build().unwrap().status();
+        assert_eq!(status.node, "pod-a");
+        let addr = |host| ([10, 0, 0, host], 7946).into();
+        status.addr = Some(addr(1));
+        for (number, node, host, reachable) in
+            [(2, "pod-a", 2, true), (3, "pod-b", 3, true), (4, "pod-a", 4, false), (5, "pod-a", 1, true)]
+        {
+            let id = crate::ledger::ReplicaId::new(crate::Timestamp::from_unix_ms(number), u128::from(number));
+            let (addr, node) = (addr(host), node.into());
+            status.peers.push(PeerStatus { id, node, addr, reachable, staleness: None, skew_ms: None, gone: None });
+        }
+        assert_eq!(status_json(&status)["duplicate_node"], json!([status.peers[0].id.to_string()]));
+    }
 }

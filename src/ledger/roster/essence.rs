@@ -24,6 +24,7 @@ impl Roster {
             alive_after_look: joined || entry.alive_after_look,
             floor: if joined { Timestamp::ZERO } else { entry.floor },
             ahead: false,
+            namesake: false,
             seen: 0,
             seen_of_mine: 0,
             heard: self.started,

@@ -49,6 +49,8 @@ struct Entry {
     alive_after_look: bool,
     /// Whether its answer named a window too far ahead to be true.
     ahead: bool,
+    /// Whether it was noted that it has this replica's node name.
+    namesake: bool,
     /// Whether its own floor matters to mine: it may have started after my look.
     floor: Timestamp,
     /// The last revision of its message that I have read.
@@ -173,8 +175,8 @@ impl Roster {
     }
 
     /// Returns the roster of a replica that belongs to no fleet: it owns every window.
-    pub(crate) fn alone(me: ReplicaId, now: Timestamp) -> Self {
-        let slot = Slot { node: "".into(), addr: SocketAddr::from(([0, 0, 0, 0], 0)), exclusive: false };
+    pub(crate) fn alone(me: ReplicaId, node: &str, now: Timestamp) -> Self {
+        let slot = Slot { node: node.into(), addr: SocketAddr::from(([0, 0, 0, 0], 0)), exclusive: false };
         Self { first: Some(Timestamp::ZERO), ..Self::new(me, slot, RosterSettings::default(), now) }
     }
 
@@ -343,10 +345,13 @@ impl Roster {
         } else {
             owed = true;
         }
-        self.prove_by_slot(now);
-        if own.slot.node == self.slot.node && own.slot.addr != self.slot.addr {
-            self.note_once(RosterNote::DuplicateNode { node: Arc::clone(&own.slot.node), replica: message.from });
+        // It says so with every message, and is to be told of once.
+        let namesake = own.slot.node == self.slot.node && own.slot.addr != self.slot.addr && entry.gone.is_none();
+        if namesake && !std::mem::replace(&mut entry.namesake, true) {
+            let node = Arc::clone(&own.slot.node);
+            self.notes.push(RosterNote::DuplicateNode { node, replica: message.from });
         }
+        self.prove_by_slot(now);
         self.resolve_placeholders();
         self.settle_silence();
         owed
@@ -509,6 +514,7 @@ impl Roster {
                 spoke: itself,
                 alive_after_look: false,
                 ahead: false,
+                namesake: false,
                 floor: Timestamp::ZERO,
                 seen: 0,
                 seen_of_mine: 0,
