@@ -4,15 +4,6 @@
 //! works. The invariant it keeps: standard output is for what scripts read, standard
 //! error is for people, and the exit code says whose fault it was.
 
-/// Prints a line for whoever reads standard output, and does not mind if nobody does:
-/// `quotum status | head -1` must not end in a panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout().lock(), $($text)*);
-    }};
-}
-
 mod demo;
 #[cfg(test)]
 mod deploy_tests;
@@ -26,7 +17,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -36,6 +26,12 @@ use quotum::{client, config, server};
 
 /// Bad usage or configuration.
 const BAD_CONFIG: u8 = 64;
+
+/// A port is in use, or the address is not this machine's.
+const NO_PORT: u8 = 69;
+
+/// How long a pod may take to answer `status` and `forget`: it does within milliseconds, or not at all.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// One token budget for a whole fleet of LLM proxy pods, without a store.
 #[derive(Debug, Parser)]
@@ -109,6 +105,9 @@ struct Serve {
     /// Where the proxy listens.
     #[arg(long)]
     proxy_listen: Option<String>,
+    /// End when standard input does: for whoever starts pods of its own.
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +124,9 @@ struct Stub {
     /// How many bytes of text count as one token.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     bytes_per_token: u64,
+    /// End when standard input does: for whoever starts stubs of its own.
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
 }
 
 fn main() -> ExitCode {
@@ -153,7 +155,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> ExitCode {
     match command {
         Command::Serve(flags) => serve(flags).await,
-        Command::Stub(options) => done(stub(options).await),
+        Command::Stub(options) => stub(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::CheckConfig { file, offline } => check_config(&file, offline),
         Command::Status { admin, json } => done(status(&admin, json).await),
@@ -171,6 +173,27 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Prints what was asked for. That its reader has gone, as in `quotum status | head -1`, is no mistake.
+fn print(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+    let text = format!("{text}\n");
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(std::io::Error::new(error.kind(), format!("standard output cannot be written: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Ends this process when its standard input ends: whoever holds the other end is gone, however that went.
+fn end_with_stdin() -> std::io::Result<()> {
+    let wait = || {
+        // Nothing is ever said there; an input that cannot be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("stdin".into()).spawn(wait).map(drop)
+}
+
 /// Tells people what is wrong. Where that cannot be written, the exit code still says it.
 fn complain(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{what}");
@@ -178,6 +201,11 @@ fn complain(what: std::fmt::Arguments<'_>) {
 
 async fn serve(serve: Serve) -> ExitCode {
     log::start(config::environment("RUST_LOG").as_deref());
+    if serve.end_with_stdin
+        && let Err(error) = end_with_stdin()
+    {
+        return done(Err(error.into()));
+    }
     let flags = Flags {
         node: serve.node,
         cluster: serve.cluster,
@@ -205,10 +233,24 @@ async fn serve(serve: Serve) -> ExitCode {
     }
 }
 
-async fn stub(options: Stub) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(options.listen).await;
-    let listener = listener.with_context(|| format!("cannot listen at {}", options.listen))?;
-    say!("{}", json!({"stub": listener.local_addr()?.to_string()}));
+async fn stub(options: Stub) -> ExitCode {
+    match tokio::net::TcpListener::bind(options.listen).await {
+        Ok(listener) => done(serve_stub(options, listener).await),
+        Err(error) => {
+            let at = options.listen;
+            complain(format_args!("quotum: cannot listen at {at}: {error}; free the port or choose another one"));
+            ExitCode::from(NO_PORT)
+        }
+    }
+}
+
+async fn serve_stub(options: Stub, listener: tokio::net::TcpListener) -> anyhow::Result<()> {
+    if options.end_with_stdin {
+        end_with_stdin()?;
+    }
+    if let Err(error) = print(format_args!("{}", json!({"stub": listener.local_addr()?.to_string()}))) {
+        complain(format_args!("quotum: {error}; the stub serves all the same"));
+    }
     let behaviour = server::stub::Behaviour {
         first_byte: Duration::from_millis(options.first_byte_ms),
         body: Duration::from_millis(options.body_ms),
@@ -233,11 +275,10 @@ fn check_config(file: &std::path::Path, offline: bool) -> ExitCode {
             .map(|config| (config.deployments.len(), config.remarks)),
     };
     match checked {
-        Ok((deployments, remarks)) => {
-            remarks.iter().for_each(|remark| say!("{remark}"));
+        Ok((deployments, mut lines)) => {
             let by = if offline { " by its text" } else { "" };
-            say!("{}: fine{by}, {deployments} deployments", file.display());
-            ExitCode::SUCCESS
+            lines.push(format!("{}: fine{by}, {deployments} deployments", file.display()));
+            done(print(format_args!("{}", lines.join("\n"))).map_err(Into::into))
         }
         Err(error) => {
             complain(format_args!("{error}"));
@@ -247,22 +288,35 @@ fn check_config(file: &std::path::Path, offline: bool) -> ExitCode {
 }
 
 async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
-    let status = client::Client::new().json(&format!("{}/status", admin.trim_end_matches('/'))).await?;
+    let admin = base(admin);
+    let url = format!("{admin}/status");
+    let status = in_time(&admin, client::Client::new().json(&url)).await?;
     if as_json {
-        say!("{status:#}");
-        return Ok(());
+        return Ok(print(format_args!("{status:#}"))?);
     }
+    let mut lines = String::new();
+    // Writing to a string cannot fail.
+    let _ = show(&status, &mut lines);
+    Ok(print(format_args!("{}", lines.trim_end()))?)
+}
+
+/// Writes a status for people: a line for each replica, obstacle and limit.
+fn show(status: &Value, lines: &mut String) -> std::fmt::Result {
+    use std::fmt::Write;
+
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    say!(
+    writeln!(
+        lines,
         "replica {}  node {}  ready {}  has share {}  leaving {}",
         text(&status["replica"]),
         text(&status["node"]),
         status["ready"],
         status["has_share"],
         status["leaving"]
-    );
+    )?;
     for peer in status["peers"].as_array().into_iter().flatten() {
-        say!(
+        writeln!(
+            lines,
             "peer    {}  node {}  {}  reachable {}  staleness {} ms  skew {} ms{}",
             text(&peer["replica"]),
             text(&peer["node"]),
@@ -271,29 +325,34 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
             peer["staleness_ms"],
             peer["skew_ms"],
             if peer["gone_from_unix_ms"].is_null() { "" } else { "  gone" }
-        );
+        )?;
+    }
+    for other in status["duplicate_node"].as_array().into_iter().flatten() {
+        writeln!(lines, "node    {} is also the name of {}: give each its own", text(&status["node"]), text(other))?;
     }
     for block in status["blocked"].as_array().into_iter().flatten() {
-        say!("blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]));
+        writeln!(lines, "blocked {}: {}; {}", text(&block["who"]), text(&block["why"]), text(&block["resolve"]))?;
     }
     for peer in status["silent"].as_array().into_iter().flatten() {
-        say!("silent  {}, {}; {}", text(&peer["who"]), text(&peer["why"]), text(&peer["resolve"]));
+        writeln!(lines, "silent  {}, {}; {}", text(&peer["who"]), text(&peer["why"]), text(&peer["resolve"]))?;
     }
     if let Some(refused) = status["config_refused"].as_str() {
-        say!("config refused, the old one is in force: {refused}");
+        writeln!(lines, "config refused, the old one is in force: {refused}")?;
     }
     if let Some(fallback) = status["discovery_fallback"].as_object() {
-        say!(
+        writeln!(
+            lines,
             "discovery has fallen back since {} ms: {}; {}; {}",
             fallback["since_unix_ms"],
             text(&fallback["why"]),
             text(&fallback["meanwhile"]),
             text(&fallback["resolve"])
-        );
+        )?;
     }
     for limit in status["limits"].as_array().into_iter().flatten() {
         for quota in limit["quotas"].as_array().into_iter().flatten() {
-            say!(
+            writeln!(
+                lines,
                 "limit   {}  {}  used {} of {}  margin {} reachable, {} not  spendable {}  resets in {} ms",
                 text(&limit["limit_id"]),
                 text(&quota["quota"]),
@@ -303,27 +362,74 @@ async fn status(admin: &str, as_json: bool) -> anyhow::Result<()> {
                 quota["margin_unreachable"],
                 quota["spendable"],
                 quota["resets_in_ms"]
-            );
+            )?;
         }
         for switch in limit["switches"].as_array().into_iter().flatten() {
             let from = switch["from"].as_str().unwrap_or("no limit");
-            say!("        from {} to {} at {} ms", from, text(&switch["to"]), switch["at_unix_ms"]);
+            writeln!(lines, "        from {} to {} at {} ms", from, text(&switch["to"]), switch["at_unix_ms"])?;
         }
         for other in limit["mismatches"].as_array().into_iter().flatten() {
-            say!("        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]));
+            writeln!(lines, "        {} has another limit: {}", text(&other["peer"]), text(&other["theirs"]))?;
         }
     }
     Ok(())
 }
 
 async fn forget(replica: &str, admin: &str) -> anyhow::Result<()> {
-    let url = format!("{}/forget", admin.trim_end_matches('/'));
+    let admin = base(admin);
+    let url = format!("{admin}/forget");
     let body = json!({"replica": replica}).to_string();
-    let (status, answer) = client::Client::new().ask(Method::POST, &url, body.into()).await?;
+    let (status, answer) = in_time(&admin, client::Client::new().ask(Method::POST, &url, body.into())).await?;
     let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
     if !status.is_success() {
         anyhow::bail!("{status}: {}", answer["error"]["message"].as_str().unwrap_or("no reason given"));
     }
-    say!("forgotten: {}", answer["forgotten"].as_str().unwrap_or(replica));
-    Ok(())
+    Ok(print(format_args!("forgotten: {}", answer["forgotten"].as_str().unwrap_or(replica)))?)
+}
+
+/// Returns where a pod's admin endpoints are: `host:port` is plain HTTP.
+fn base(admin: &str) -> String {
+    let scheme = if admin.contains("://") { "" } else { "http://" };
+    format!("{scheme}{}", admin.trim_end_matches('/'))
+}
+
+/// Waits for a pod's answer no longer than for one that works.
+async fn in_time<T>(admin: &str, answer: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let answered = tokio::time::timeout(ANSWERS_WITHIN, answer).await;
+    answered.unwrap_or_else(|_| {
+        Err(anyhow::anyhow!(
+            "{admin} has not answered within {ANSWERS_WITHIN:?}: that pod is stopped or overloaded, or cannot be \
+             reached from here; ask another pod what it sees of it (--admin), and restart it if it does not come back"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_does_not_answer_is_not_waited_for() {
+        // It takes connections, as the operating system does for a process that is stopped.
+        let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = stopped.local_addr().unwrap().to_string();
+        for asked in [status(&admin, true).await, forget("10.0.0.9:7946", &admin).await] {
+            let told = asked.unwrap_err().to_string();
+            assert!(told.starts_with(&format!("http://{admin} has not answered within 5s: ")), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_enough_to_find_a_pod() {
+        assert_eq!(base("127.0.0.1:9090"), "http://127.0.0.1:9090");
+        assert_eq!(base("http://pod:9090/"), "http://pod:9090");
+        assert_eq!(base("https://pod"), "https://pod");
+    }
+
+    #[test]
+    fn a_status_says_who_else_has_the_node_name() {
+        let mut lines = String::new();
+        show(&json!({"node": "pod-a", "duplicate_node": ["ab"]}), &mut lines).unwrap();
+        assert!(lines.contains("node    pod-a is also the name of ab: give each its own\n"), "{lines}");
+    }
 }

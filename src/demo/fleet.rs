@@ -146,9 +146,11 @@ impl Process {
         let log = folder.path.join(format!("{name}.log"));
         let mut child = Command::new(std::env::current_exe()?)
             .args(arguments)
+            // Its standard input ends with this process, however that ends: also by SIGKILL.
+            .arg("--end-with-stdin")
             // What is set for the caller's own pods must not reach these.
             .env_clear()
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log)?)
             .kill_on_drop(true)

@@ -22,7 +22,7 @@ use quotum::client::Client;
 const PROMPT_MEAN: f64 = 80.7;
 
 /// The mean of a request in actual tokens: prompt 100, output 150.
-const MEAN_TOKENS: f64 = 250.0;
+pub(super) const MEAN_TOKENS: f64 = 250.0;
 
 /// How long a request may take before it counts as failed.
 const GIVE_UP: Duration = Duration::from_secs(15);
@@ -48,7 +48,7 @@ impl Trace {
     /// Draws the requests of one run.
     pub(super) fn new(options: &Options) -> Result<Self, getrandom::Error> {
         let mut random = Random(getrandom::u64()?);
-        let per_second = options.overload * options.limit as f64 / options.window.as_secs_f64() / MEAN_TOKENS;
+        let per_second = options.requests_in(1.0) / options.window.as_secs_f64();
         let length = options.lead_in() + options.window * options.windows;
         let mut arrivals = Vec::new();
         let mut at = 0.0;

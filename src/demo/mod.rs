@@ -17,8 +17,10 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::{BAD_CONFIG, complain, print};
 use fleet::Fleet;
-use load::{Load, Trace};
+use load::{Load, MEAN_TOKENS, Trace};
+use quotum::Quota;
 use quotum::client::Client;
 use quotum::config::scalar;
 use report::{Report, Run};
@@ -29,6 +31,9 @@ const SHARES_WITHIN: Duration = Duration::from_secs(30);
 
 /// The smallest limit: a few requests of the workload must fit into one pod's share.
 const MIN_LIMIT: u64 = 2_000;
+
+/// The most requests of a run: some 100 MB here, and more in a window of 1 s than two cores answer in a minute.
+const MOST_REQUESTS: f64 = 1e6;
 
 /// What to run.
 #[derive(Clone, Debug, Args)]
@@ -85,6 +90,39 @@ impl Options {
     fn lead_in(&self) -> Duration {
         self.window / 2
     }
+
+    /// Returns how many requests a run is expected to have for each window of this length.
+    fn requests_in(&self, windows: f64) -> f64 {
+        self.overload * self.limit as f64 / MEAN_TOKENS * windows
+    }
+
+    /// Says what cannot be run, before anything is started.
+    fn check(&self) -> Result<(), String> {
+        let Self { limit, overload, .. } = *self;
+        if !(MIN_LIMIT..=Quota::MAX_AMOUNT).contains(&limit) {
+            return Err(format!(
+                "--limit is between {MIN_LIMIT} and {}, the largest limit there is",
+                Quota::MAX_AMOUNT
+            ));
+        }
+        if !(overload > 0.0 && overload <= 100.0) {
+            return Err("--overload is above 0 and at most 100".into());
+        }
+        // Half a window leads in.
+        let requests = self.requests_in(f64::from(self.windows) + 0.5);
+        if requests > MOST_REQUESTS {
+            return Err(format!(
+                "that would be {requests:.0} requests in a run, and {MOST_REQUESTS:.0} are the most: lower --limit, \
+                 --overload or --windows"
+            ));
+        }
+        if self.requests_in(1.0) < 1.0 {
+            return Err(format!(
+                "that would be less than one request of {MEAN_TOKENS} tokens in a window: raise --limit or --overload"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Mode {
@@ -107,9 +145,9 @@ fn window(text: &str) -> Result<Duration, String> {
 /// Runs the demo: 0 if the joined pods held the limit and nothing failed, 1 if they went
 /// over, 2 if it could not be run.
 pub(crate) async fn run(options: Options) -> ExitCode {
-    if options.limit < MIN_LIMIT || !(options.overload > 0.0 && options.overload <= 100.0) {
-        eprintln!("quotum: --limit is at least {MIN_LIMIT}, and --overload is above 0 and at most 100");
-        return ExitCode::from(64);
+    if let Err(why) = options.check() {
+        complain(format_args!("quotum: {why}"));
+        return ExitCode::from(BAD_CONFIG);
     }
     // Dropping the runs ends their children, so an interruption needs no more than that.
     let finished = tokio::select! {
@@ -119,15 +157,18 @@ pub(crate) async fn run(options: Options) -> ExitCode {
     };
     match finished {
         Ok(report) => {
-            if options.json {
-                say!("{}", report.json());
-            } else {
-                say!("{}", report.table());
+            let text = if options.json { report.json().to_string() } else { report.table() };
+            match print(format_args!("{text}")) {
+                Ok(()) => ExitCode::from(report.exit_code()),
+                // What nobody could read was in vain.
+                Err(error) => {
+                    complain(format_args!("quotum: the demo's result is lost: {error}"));
+                    ExitCode::from(2)
+                }
             }
-            ExitCode::from(report.exit_code())
         }
         Err(error) => {
-            eprintln!("quotum: the demo could not be run: {error:#}");
+            complain(format_args!("quotum: the demo could not be run: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -222,6 +263,6 @@ fn unix_now() -> Result<u64> {
 
 fn progress(options: &Options, what: &str) {
     if std::io::stderr().is_terminal() || !options.json {
-        eprintln!("{what}");
+        complain(format_args!("{what}"));
     }
 }
