@@ -7,7 +7,7 @@ mod process;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -147,6 +147,62 @@ fn without_a_config_a_stub_is_served() {
     assert!(ask(&pod.addr("proxy"), "POST", "/v1/chat/completions", "", &body).starts_with("HTTP/1.1 200"));
 }
 
+/// Returns the lines of a log with this event; every line must have one.
+fn events(log: &str, event: &str) -> Vec<Value> {
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let named = lines.inspect(|line| assert!(line["event"].is_string() && line["message"].is_string(), "{line}"));
+    named.filter(|line| line["event"] == event).collect()
+}
+
+#[test]
+fn a_line_that_cannot_be_printed_stops_no_pod_and_stands_in_the_log() {
+    let listen = ["--proxy-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--node", "pod-one"];
+    let mut pod = quotum();
+    pod.arg("serve").args(listen).env("RUST_LOG", "info,quotum=loud");
+    let mut pod = pod.stdout(fs::File::create("/dev/full").unwrap()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = BufReader::new(pod.stderr.take().unwrap());
+    let mut log = String::new();
+    while !log.contains("not_announced") {
+        assert!(errors.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+    }
+    let told = events(&log, "not_announced").remove(0);
+    assert!(told["error"].as_str().unwrap().contains("No space left"), "{told}");
+    let line = told["message"].as_str().unwrap();
+    let line: Value = serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap();
+    assert!(ask(line["admin"].as_str().unwrap(), "GET", "/livez", "", "").starts_with("HTTP/1.1 200"));
+    process::signal(&pod, "TERM");
+    errors.read_to_string(&mut log).unwrap();
+    assert_eq!(pod.wait().unwrap().code(), Some(0), "{log}");
+    assert_eq!(events(&log, "started")[0]["node"], "pod-one");
+    assert_eq!(events(&log, "log_filter_refused").len(), 1, "{log}");
+    assert_eq!(events(&log, "open_files").len() + events(&log, "open_files_low").len(), 1, "{log}");
+}
+
+#[test]
+fn a_pod_with_too_few_files_says_so_and_how_often_and_serves_who_is_let_in() {
+    let folder = Folder::new();
+    let log = folder.path("log");
+    let limited =
+        r#"ulimit -Sn 20; ulimit -Hn 60; exec "$0" serve --proxy-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0"#;
+    let mut pod = Command::new("sh");
+    pod.env_clear().args(["-c", limited, env!("CARGO_BIN_EXE_quotum")]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut pod = pod.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(pod.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let proxy = line["proxy"].as_str().unwrap();
+    let callers: Vec<_> = (0..80).map(|_| TcpStream::connect(proxy).unwrap()).collect();
+    until("a connection could not be accepted", || folder.read("log").contains("accept_failed"));
+    drop(callers);
+    assert!(ask(proxy, "GET", "/v1/models", "", "").starts_with("HTTP/1.1 200"));
+    process::signal(&pod, "KILL");
+    pod.wait().unwrap();
+    let log = folder.read("log");
+    let low = events(&log, "open_files_low").remove(0);
+    assert_eq!((&low["was"], &low["limit"], &low["needed"]), (&json!(20), &json!(60), &json!(20_100)));
+    assert_eq!(events(&log, "accept_failed").len(), 1, "{log}");
+}
+
 #[test]
 fn no_credential_and_no_prompt_is_logged_at_any_level() {
     let folder = Folder::new();
@@ -224,16 +280,36 @@ fn a_port_in_use_and_an_unreadable_key_file_are_69() {
     let (code, told) = failed(&quotum().args(["serve", "--gossip-key-file", "/nonexistent/key"]).output().unwrap());
     assert_eq!(code, Some(69));
     assert!(told.contains("--gossip-key-file: /nonexistent/key cannot be read"), "{told}");
+    let (code, told) = failed(&quotum().args(["stub", "--listen", &taken]).output().unwrap());
+    assert_eq!(code, Some(69), "{told}");
+    assert!(told.contains(&taken), "{told}");
 }
 
 #[test]
 fn status_and_forget_speak_with_a_pod() {
     let folder = Folder::new();
-    let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
-    let admin = format!("http://{}", pod.addr("admin"));
-    let status = quotum().args(["status", "--admin", &admin]).output().unwrap();
-    let text = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(status.status.success() && text.contains("100000 tokens"), "{text}");
+    let (_stub, pod) = stub_and_pod(&folder, &format!("node: {{ name: pod-one }}\n{DEPLOYMENT}"));
+    let admin = pod.addr("admin");
+    for admin in [&admin, &format!("http://{admin}"), &format!("http://{admin}/")] {
+        let status = quotum().args(["status", "--admin", admin]).output().unwrap();
+        let text = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(status.status.success() && text.contains("100000 tokens"), "{text}");
+        assert!(text.contains("node pod-one  ready"), "a pod that is alone has a name, too: {text}");
+    }
+    // What cannot be printed is not there; what nobody reads any more is no mistake.
+    for arguments in [&["status", "--json", "--admin", &admin][..], &["status", "--admin", &admin], &["--help"]] {
+        let full = fs::File::create("/dev/full").unwrap();
+        let (code, told) = failed(&quotum().args(arguments).stdout(full).output().unwrap());
+        let expected =
+            if arguments == ["--help"] { (Some(0), "") } else { (Some(1), "standard output cannot be written") };
+        assert!(code == expected.0 && told.contains(expected.1), "{arguments:?}: {code:?} {told}");
+    }
+    let mut unread = quotum();
+    unread.args(["status", "--json", "--admin", &admin]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut unread = unread.spawn().unwrap();
+    drop(unread.stdout.take());
+    let (code, told) = failed(&unread.wait_with_output().unwrap());
+    assert_eq!((code, told.as_str()), (Some(0), ""));
     let (code, told) = failed(&quotum().args(["forget", "10.0.0.9:7946", "--admin", &admin]).output().unwrap());
     assert_eq!(code, Some(1));
     assert!(told.contains("not on this replica's roster"), "{told}");

@@ -1,7 +1,7 @@
-//! What was thrown away, said in the log: soon, and seldom.
+//! What goes wrong again and again, said in the log: soon, and seldom.
 //!
-//! Knows reasons and when each was said. Must not know what a frame is. The invariant it keeps:
-//! at most one line a minute for each reason, however many datagrams a stranger sends.
+//! Knows reasons and when each was said. Must not know what a frame is, or a connection. The invariant it keeps:
+//! at most one line a minute for each reason, however many datagrams or callers strangers send.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const QUIET: Duration = Duration::from_secs(60);
 pub(crate) struct Complaints(BTreeMap<&'static str, (Instant, u64)>);
 
 impl Complaints {
-    /// Notes that something was thrown away; returns how often that happened since it was said
+    /// Notes that something went wrong; returns how often that happened since it was said
     /// last, this time among them, if it is to be said now.
     pub(crate) fn note(&mut self, reason: &'static str, now: Instant) -> Option<u64> {
         let Some((said, since)) = self.0.get_mut(reason) else {

@@ -9,7 +9,7 @@
 //! [`wire`], [`frame`], [`fragment`], [`inbox`] and [`outbox`] are pure: no socket, no
 //! clock, no randomness of their own. The simulator drives a ledger with them alone.
 
-mod complaints;
+pub(crate) mod complaints;
 pub mod discovery;
 mod events;
 pub mod fragment;

@@ -16,9 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::connection;
 use super::tls::Tls;
+use crate::cluster::complaints::Complaints;
 use crate::config::{Bounds, Listen};
 use crate::telemetry::Telemetry;
 
@@ -111,7 +113,7 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let door = Arc::new(door);
     let mut connections = JoinSet::new();
-    let mut is_full = false;
+    let mut complaints = Complaints::default();
     loop {
         tokio::select! {
             biased;
@@ -119,20 +121,28 @@ pub(super) async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((io, _)) if connections.len() >= door.bounds.connections => {
-                    if !std::mem::replace(&mut is_full, true) {
+                    if let Some(times) = complaints.note("full", Instant::now()) {
+                        let event = "connections_full";
                         let bound = door.bounds.connections;
-                        tracing::warn!(bound, "connections are refused: there are max_connections of them");
+                        tracing::warn!(
+                            event,
+                            bound,
+                            times,
+                            "connections are refused: there are max_connections of them; counted, and said once a minute"
+                        );
                     }
                     door.telemetry.turned_away("connections");
                     refuse(io, door.tls.is_some());
                 }
                 Ok((io, from)) => {
-                    is_full = false;
                     connection::serve(&mut connections, io, from, router.clone(), door.clone(), stop.clone());
                 }
                 Err(error) if is_callers(&error) => {}
                 Err(error) => {
-                    tracing::error!(%error, "a connection could not be accepted");
+                    if let Some(times) = complaints.note("accept", Instant::now()) {
+                        let event = "accept_failed";
+                        tracing::error!(event, %error, times, "a connection could not be accepted; said once a minute");
+                    }
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             }

@@ -7,6 +7,7 @@
 mod admin;
 mod connection;
 mod credentials;
+mod descriptors;
 mod health;
 mod intake;
 pub mod listen;
@@ -98,7 +99,8 @@ pub async fn serve(mut config: Config, source: Source) -> Result<(), StartError>
     // Signals count from here on: one that arrives during the start ends it in order.
     let mut signals = Signals::new()?;
     let hangup = signal(SignalKind::hangup())?;
-    config.remarks.iter().for_each(|remark| tracing::warn!("{remark}"));
+    config.remarks.iter().for_each(|remark| tracing::warn!(event = "config_remark", "{remark}"));
+    descriptors::raise(config.proxy.bounds.connections);
     let proxy_port = bind(config.proxy.listen, "proxy").await?;
     let admin_port = bind(config.admin, "admin endpoints").await?;
     if config.embedded_stub {
@@ -299,8 +301,11 @@ fn announce(
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(event = "started", node = status.node, version, "started as replica {}", status.replica);
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        // Whoever waits for the line waits in vain, and whoever sends requests does not mind.
+        tracing::warn!(event = "not_announced", %error, "this could not be printed on standard output: {line}");
+    }
+    Ok(())
 }
 
 /// Returns the admin endpoints of a pod that is alone and serves nothing.

@@ -90,7 +90,10 @@ impl Reload {
         let file = self.source.file();
         let Some(name) = file.as_deref().map(|file| file.display().to_string()) else {
             if told {
-                tracing::warn!("told to read the configuration again, and there is no file: start with --config");
+                tracing::warn!(
+                    event = "config_without_file",
+                    "told to read the configuration again, and there is no file: start with --config"
+                );
             }
             return;
         };
@@ -134,7 +137,11 @@ impl Reload {
         clients.retain(|(timeouts, _)| config.deployments.iter().any(|deployment| deployment.timeouts == *timeouts));
         let fixed = fixed(running, &config);
         if !fixed.is_empty() {
-            tracing::warn!("changed, and in force only after a restart: {}", fixed.join(", "));
+            tracing::warn!(
+                event = "restart_needed",
+                "changed, and in force only after a restart: {}",
+                fixed.join(", ")
+            );
         }
         let changes = changes(&running.deployments, &config.deployments, &limiter);
         self.admin.serve_these(&config.deployments, limiter);
