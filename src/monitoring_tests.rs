@@ -46,6 +46,7 @@ fn every_metric() -> BTreeMap<String, BTreeSet<String>> {
     telemetry.reloaded("refused");
     telemetry.turned_away("connections");
     telemetry.fell_back(true);
+    telemetry.answered("a", "ok");
     telemetry.refused("a", "upstream_paused");
     telemetry.carried(vec![Traffic { way: "direct", ..Traffic::default() }]);
     telemetry.waited(Duration::from_millis(3));
@@ -170,6 +171,7 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
         "config_mismatch",
         "config_refused",
         "discovery_fallback",
+        "upstream_responses_total",
     ] {
         assert!(shown.contains(&format!("quotum_{name}")), "{name}");
     }

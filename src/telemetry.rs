@@ -37,6 +37,7 @@ pub struct Telemetry {
     reloads: Family<Labels, Counter>,
     config_refused: Gauge,
     turned_away: Family<Labels, Counter>,
+    answered: Family<Labels, Counter>,
     /// Requests that were not sent for the upstream's sake, by deployment and reason.
     refused: Mutex<BTreeMap<(String, &'static str), u64>>,
     decisions: AtomicU64,
@@ -79,6 +80,7 @@ impl Default for Telemetry {
             reloads,
             config_refused: Gauge::default(),
             turned_away: Family::default(),
+            answered: Family::default(),
             refused: Mutex::default(),
             decisions: AtomicU64::new(0),
             decision_ns: Mutex::default(),
@@ -128,6 +130,11 @@ impl Telemetry {
         self.turned_away.get_or_create(&labels(&[("reason", why)])).inc();
     }
 
+    /// Notes what became of a request that an upstream got: a word of the table in docs/operating.md.
+    pub fn answered(&self, deployment: &str, outcome: &'static str) {
+        self.answered.get_or_create(&labels(&[("deployment", deployment), ("outcome", outcome)])).inc();
+    }
+
     /// Notes how long a decision took that needed no wait.
     pub fn decided(&self, took: Duration) {
         let number = self.decisions.fetch_add(1, Ordering::Relaxed);
@@ -173,6 +180,8 @@ impl Telemetry {
         registry.register("config_refused", help, self.config_refused.clone());
         let help = "Connections over max_connections and requests with too large a head, refused before any limit";
         registry.register("callers_turned_away", help, self.turned_away.clone());
+        let help = "Requests that an upstream got, by what became of them";
+        registry.register("upstream_responses", help, self.answered.clone());
         let refused = limits(&mut registry, status);
         for ((deployment, reason), count) in self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             refused.get_or_create(&labels(&[("deployment", deployment), ("reason", reason)])).inc_by(*count);

@@ -204,6 +204,24 @@ fn a_pod_with_too_few_files_says_so_and_how_often_and_serves_who_is_let_in() {
 }
 
 #[test]
+fn an_upstream_that_fails_is_said_once_and_so_is_that_it_works_again() {
+    let folder = Folder::new();
+    let (_stub, pod) = stub_and_pod(&folder, DEPLOYMENT);
+    let proxy = pod.addr("proxy");
+    for fault in ["500", "503", "", "cut", "500", "500", "500", "503", "500", "500", "", ""] {
+        let _ = ask(&proxy, "POST", "/v1/chat/completions", &format!("x-stub-fault: {fault}\r\n"), &chat(true));
+    }
+    pod.signal("TERM");
+    let (_, _, log) = pod.ended();
+    let failing = events(&log, "upstream_failing");
+    assert_eq!(failing.len(), 1, "{log}");
+    let said = [&failing[0]["level"], &failing[0]["deployment"], &failing[0]["outcome"], &failing[0]["status"]];
+    assert_eq!(said, [&json!("WARN"), &json!("a"), &json!("server_error"), &json!(503)]);
+    assert_eq!(failing[0]["in_a_row"], 5);
+    assert_eq!(events(&log, "upstream_works").len(), 1, "{log}");
+}
+
+#[test]
 fn no_credential_and_no_prompt_is_logged_at_any_level() {
     let folder = Folder::new();
     let credentials = folder.write("credentials", "sk-caller\n");

@@ -11,6 +11,7 @@ mod descriptors;
 mod health;
 mod intake;
 pub mod listen;
+mod outcome;
 mod pause;
 pub mod pod;
 mod proxy;

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use super::credentials::Credentials;
 use super::intake::Intake;
+use super::outcome::Outcomes;
 use super::pause;
 use super::routing::{Place, Route, Routes};
 use super::search::Search;
@@ -54,6 +55,7 @@ pub(crate) struct Proxy {
     intake: Intake,
     bounds: Bounds,
     telemetry: Arc<Telemetry>,
+    outcomes: Arc<Outcomes>,
 }
 
 impl Proxy {
@@ -71,7 +73,8 @@ impl Proxy {
     ) -> Result<Arc<Self>, UnknownDeployment> {
         let (handles, intake, bounds) = (limiter.clone(), Intake::new(config), config.bounds);
         let models = RwLock::default();
-        let proxy = Self { models, limiter: handles, credentials, intake, bounds, telemetry };
+        let outcomes = Outcomes::new(telemetry.clone());
+        let proxy = Self { models, limiter: handles, credentials, intake, bounds, telemetry, outcomes };
         proxy.serve_these(deployments, limiter, client)?;
         Ok(Arc::new(proxy))
     }
@@ -202,7 +205,7 @@ impl Proxy {
                 continue;
             }
             let mut response = match sent {
-                Ok(answer) => pass(answer, charge, dialect.clone(), &call, served),
+                Ok(answer) => self.outcomes.watched(&served.id, pass(answer, charge, dialect.clone(), &call, served)),
                 Err(failure) => {
                     charge.settle_unanswered();
                     failed(failure).response(family)
@@ -217,6 +220,7 @@ impl Proxy {
     /// Remembers what an answer, or none, says of the upstream: whether it can be reached,
     /// and whether it wants to be left alone.
     fn note(&self, route: &Route<Served>, sent: &Result<Response<Incoming>, Failure>, was_written: bool) {
+        self.outcomes.begun(&route.to.id, sent);
         match sent {
             Err(failure) => {
                 tracing::debug!(deployment = %route.to.id, ?failure, "no answer from the upstream");

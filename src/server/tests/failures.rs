@@ -150,3 +150,30 @@ async fn the_upstream_sees_its_own_key_and_never_the_callers() {
         answer.text
     );
 }
+
+#[tokio::test]
+async fn what_becomes_of_an_upstreams_requests_is_counted_once_each() {
+    let bench = Bench::with(Extra { deployment: "timeouts: { first_byte: 50ms }", ..Extra::default() }).await;
+    let count = async |outcome: &str| {
+        let line = format!(r#"quotum_upstream_responses_total{{deployment="a",outcome="{outcome}"}} "#);
+        bench.metrics().await.lines().find_map(|text| text.strip_prefix(&line)?.parse::<u64>().ok())
+    };
+    for (fault, outcome) in [
+        ("400", "client_error"),
+        ("500", "server_error"),
+        ("redirect", "unusable"),
+        ("hang", "timeout"),
+        ("cut", "cut"),
+        ("", "ok"),
+        ("429", "throttled"),
+    ] {
+        bench.chat(streaming(), &[("x-stub-fault", fault)]).await;
+        assert_eq!(count(outcome).await, Some(1), "{fault}: {}", bench.metrics().await);
+    }
+    assert_eq!(count("ok").await, Some(1), "what was cut, or answered with 502 here, is no success");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Bench::with(Extra { upstream: Some(&format!("http://{port}/v1")), ..Extra::default() }).await;
+    nobody.chat(hello(), &[]).await;
+    let line = r#"quotum_upstream_responses_total{deployment="a",outcome="unreachable"} 1"#;
+    assert!(nobody.metrics().await.contains(line));
+}
