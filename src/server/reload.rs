@@ -208,13 +208,43 @@ fn fixed(running: &Config, read: &Config) -> Vec<&'static str> {
         ("gossip.first_window", a.first_window != b.first_window),
         ("proxy.listen", p.listen != q.listen),
         ("proxy.credentials_file", p.credentials_file != q.credentials_file),
-        ("proxy.tls", p.tls.is_some() != q.tls.is_some()),
+        ("proxy.tls", p.tls.as_ref().map(|tls| &tls.pair) != q.tls.as_ref().map(|tls| &tls.pair)),
         ("proxy.upstream_ca", p.upstream_ca != q.upstream_ca),
         ("proxy.max_body", p.max_body != q.max_body),
+        ("proxy.max_bodies", p.max_bodies != q.max_bodies),
         ("proxy's bounds", p.bounds != q.bounds),
         ("proxy.linger", p.linger != q.linger),
         ("proxy.drain", p.drain != q.drain),
         ("admin.listen", running.admin != read.admin),
+        ("general_settings.master_key", p.fixed_credentials != q.fixed_credentials),
     ];
     parts.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, parse};
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let read = |rest: &str| {
+            let limits = "limits: [{ unit: tokens, amount: 1, window: 1s }]";
+            let text = format!("deployments: [{{ model: m, upstream: 'http://h/v1', {limits} }}]\n{rest}");
+            parse(&text, "q.yaml", &|_| None, &Flags::default()).unwrap()
+        };
+        let usual = read("");
+        assert_eq!(fixed(&usual, &usual), Vec::<&str>::new());
+        let told = |rest: &str| fixed(&usual, &read(rest));
+        assert_eq!(told("proxy: { max_bodies: 2GiB }"), ["proxy.max_bodies"]);
+        assert_eq!(told("proxy: { drain: 5s, timeouts: { idle: 5s } }"), ["proxy's bounds", "proxy.drain"]);
+        assert_eq!(told("gossip: { patience: 5s }\nadmin: { listen: '[::1]:1' }"), ["gossip.patience", "admin.listen"]);
+        let litellm = |key: &str| {
+            let text = format!(
+                "general_settings: {{ master_key: {key} }}\nmodel_list: [{{ model_name: m, litellm_params: {{ model: gpt-4 }} }}]"
+            );
+            parse(&text, "l.yaml", &|_| None, &Flags::default()).unwrap()
+        };
+        assert_eq!(fixed(&litellm("a"), &litellm("b")), ["general_settings.master_key"]);
+    }
 }
