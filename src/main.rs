@@ -10,6 +10,8 @@ mod deploy_tests;
 mod log;
 #[cfg(test)]
 mod monitoring_tests;
+#[cfg(test)]
+mod reference_tests;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -44,12 +46,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run one pod: proxy, gossip and admin endpoints.
+    #[command(after_help = help::SERVE)]
     Serve(Serve),
     /// Run the stub upstream alone.
+    #[command(after_help = help::STUB)]
     Stub(Stub),
     /// Watch real pods hold one limit that they break when they are isolated.
+    #[command(after_help = help::DEMO)]
     Demo(demo::Options),
     /// Check a config file.
+    #[command(after_help = help::CHECK_CONFIG)]
     CheckConfig {
         /// The file.
         file: PathBuf,
@@ -58,6 +64,7 @@ enum Command {
         offline: bool,
     },
     /// Show the cluster as one pod sees it.
+    #[command(after_help = help::ASK)]
     Status {
         /// The pod's admin endpoints.
         #[arg(long, default_value = "http://127.0.0.1:9090")]
@@ -67,6 +74,7 @@ enum Command {
         json: bool,
     },
     /// Declare a replica dead that will not come back.
+    #[command(after_help = help::ASK)]
     Forget {
         /// The replica's id, or an address on the list at which nobody answers.
         replica: String,
@@ -76,33 +84,64 @@ enum Command {
     },
 }
 
+/// What `--help` says below the flags.
+mod help {
+    pub(crate) const SERVE: &str = "\
+A flag wins over its variable, and a variable over the file; an empty variable is none. Without a flag there are:
+  QUOTUM_LINGER     as proxy.linger in the file [default: 0s]
+  QUOTUM_DRAIN      as proxy.drain in the file [default: as long as they take]
+  QUOTUM_PODS       as gossip.pods in the file [default: the API server is not asked]
+  QUOTUM_NAMESPACE  the namespace of these pods [default: the service account's]
+  RUST_LOG          what is logged [default: info,chitchat=warn]
+
+Exit codes: 0 drained and left; 64 bad flags or configuration; 69 a port is in use or a file cannot be read; 130 or 143 \
+ended at once by a second signal; 1 anything else.
+
+Every field of the file, with its default: docs/configuration.md";
+
+    pub(crate) const STUB: &str = "Exit codes: 0 told to end; 64 bad flags; 1 it cannot listen there.";
+
+    pub(crate) const DEMO: &str = "Exit codes: 0 the joined pods held the limit and no request failed; 1 they went over; \
+2 requests failed, or it could not be run; 64 bad flags; 130 or 143 interrupted.";
+
+    pub(crate) const CHECK_CONFIG: &str = "\
+Every problem is a line on standard error: file, line and column, field, what is wrong. Variables and the files it
+names are those of this machine; away from the pods use --offline.
+
+Exit codes: 0 fine; 64 bad flags or configuration; 69 a file that it names cannot be read and nothing else is wrong.";
+
+    pub(crate) const ASK: &str = "Exit codes: 0 done; 64 bad flags; 1 the pod does not answer, or says no.";
+}
+
+// The variables are read with the configuration, not by clap: an empty one counts as unset, and what is wrong with one is
+// told as the environment's fault. `reference_tests` compares these texts with what is read.
 #[derive(Debug, Args)]
 struct Serve {
-    /// The config file; without one the built-in stub upstream is served on loopback.
+    /// The config file [env: QUOTUM_CONFIG] [default: the built-in stub upstream on loopback]
     #[arg(long)]
     config: Option<PathBuf>,
-    /// This pod's node name.
+    /// This pod's node name [env: QUOTUM_NODE] [default: the host name]
     #[arg(long)]
     node: Option<String>,
-    /// The cluster's name.
+    /// The cluster's name [env: QUOTUM_CLUSTER] [default: quotum]
     #[arg(long)]
     cluster: Option<String>,
-    /// Where to listen for gossip.
+    /// Where to listen for gossip, UDP [env: QUOTUM_GOSSIP_LISTEN] [default: [::]:7946]
     #[arg(long)]
     gossip_listen: Option<String>,
-    /// The address peers send to.
+    /// The address peers send to [env: QUOTUM_GOSSIP_ADVERTISE] [default: the one that reaches the first seed]
     #[arg(long)]
     gossip_advertise: Option<String>,
-    /// Comma-separated host:port of every replica, or one headless name.
+    /// Comma-separated host:port of every replica, or one headless name [env: QUOTUM_SEEDS] [default: alone]
     #[arg(long)]
     seeds: Option<String>,
-    /// The file with the cluster's keys.
+    /// The file with the cluster's keys [env: QUOTUM_GOSSIP_KEY_FILE] [default: none, for loopback only]
     #[arg(long)]
     gossip_key_file: Option<String>,
-    /// Where the admin endpoints listen.
+    /// Where the admin endpoints listen [env: QUOTUM_ADMIN_LISTEN] [default: [::]:9090, without a file 127.0.0.1:9090]
     #[arg(long)]
     admin_listen: Option<String>,
-    /// Where the proxy listens.
+    /// Where the proxy listens [env: QUOTUM_PROXY_LISTEN] [default: [::]:4000, without credentials 127.0.0.1:4000]
     #[arg(long)]
     proxy_listen: Option<String>,
     /// End when standard input does: for whoever starts pods of its own.

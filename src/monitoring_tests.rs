@@ -25,7 +25,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 }
 
 /// Everything that a pod to which all happened shows at /metrics: names, and the labels of each.
-fn every_metric() -> BTreeMap<String, BTreeSet<String>> {
+pub(crate) fn every_metric() -> BTreeMap<String, BTreeSet<String>> {
     let quota = Quota::tokens(1_000).per_minute();
     let limiter = Limiter::builder().deployment("a", [quota]).build().unwrap();
     let mut status = limiter.status();

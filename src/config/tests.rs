@@ -598,3 +598,41 @@ fn what_is_wrong_wherever_it_is_served_is_wrong_away_from_its_pod() {
     assert!(remarks[0].contains("model_list[0].litellm_params.rpm (os.environ/RPM)"), "{remarks:?}");
     assert!(by_itself(&litellm.replace("os.environ/RPM", "many")).unwrap_err().contains("`many` is not a number"));
 }
+
+#[test]
+fn every_flag_wins_over_its_variable_and_every_variable_over_the_file() {
+    type Set = fn(&mut Flags, Option<String>);
+    // No name, no address, no seed, and no file that could be read.
+    const WRONG: &str = "/none/\u{1}";
+    let flags: [(Set, &str, &str, &str); 8] = [
+        (|flags, text| flags.node = text, "QUOTUM_NODE", "--node", "node.name"),
+        (|flags, text| flags.cluster = text, "QUOTUM_CLUSTER", "--cluster", "gossip.cluster"),
+        (|flags, text| flags.gossip_listen = text, "QUOTUM_GOSSIP_LISTEN", "--gossip-listen", "gossip.listen"),
+        (
+            |flags, text| flags.gossip_advertise = text,
+            "QUOTUM_GOSSIP_ADVERTISE",
+            "--gossip-advertise",
+            "gossip.advertise",
+        ),
+        (|flags, text| flags.seeds = text, "QUOTUM_SEEDS", "--seeds", "gossip.seeds[0]"),
+        (|flags, text| flags.gossip_key_file = text, "QUOTUM_GOSSIP_KEY_FILE", "--gossip-key-file", "gossip.key_file"),
+        (|flags, text| flags.admin_listen = text, "QUOTUM_ADMIN_LISTEN", "--admin-listen", "admin.listen"),
+        (|flags, text| flags.proxy_listen = text, "QUOTUM_PROXY_LISTEN", "--proxy-listen", "proxy.listen"),
+    ];
+    for (set, variable, flag, field) in flags {
+        let (section, name) = field.split_once('.').unwrap();
+        let written = if name.starts_with("seeds") { "seeds: [\"/none/\\x01\"]" } else { "\"/none/\\x01\"" };
+        let written = if name.starts_with("seeds") { written.to_owned() } else { format!("{name}: {written}") };
+        let text = format!("{section}: {{ {written} }}\n{}", one_deployment(""));
+        let told = |has_flag: bool, in_env: &'static str| {
+            let mut flags = Flags::default();
+            set(&mut flags, has_flag.then(|| WRONG.to_owned()));
+            let env = |name: &str| (name == variable && !in_env.is_empty()).then(|| in_env.to_owned());
+            parse(&text, "q.yaml", &env, &flags).unwrap_err().to_string()
+        };
+        assert!(told(true, WRONG).starts_with(&format!("flag: {flag}: ")), "{}", told(true, WRONG));
+        assert!(told(false, WRONG).starts_with(&format!("environment: {variable}: ")), "{}", told(false, WRONG));
+        let by_file = told(false, "");
+        assert!(by_file.starts_with("q.yaml:1:") && by_file.contains(field), "{by_file}");
+    }
+}
