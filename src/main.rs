@@ -94,8 +94,8 @@ A flag wins over its variable, and a variable over the file; an empty variable i
   QUOTUM_NAMESPACE  the namespace of these pods [default: the service account's]
   RUST_LOG          what is logged [default: info,chitchat=warn]
 
-Exit codes: 0 drained and left; 64 bad flags or configuration; 69 a port is in use or a file cannot be read; 130 or 143 \
-ended at once by a second signal; 1 anything else.
+Exit codes: 0 drained and left; 64 bad flags or configuration; 69 a port is in use or a file that the configuration
+names cannot be read; 130 or 143 ended at once by a second signal; 1 anything else.
 
 Every field of the file, with its default: docs/configuration.md";
 
@@ -117,32 +117,38 @@ Exit codes: 0 fine; 64 bad flags or configuration; 69 a file that it names canno
 // told as the environment's fault. `reference_tests` compares these texts with what is read.
 #[derive(Debug, Args)]
 struct Serve {
-    /// The config file [env: QUOTUM_CONFIG] [default: the built-in stub upstream on loopback]
-    #[arg(long)]
+    #[arg(long, help = "The config file [env: QUOTUM_CONFIG] [default: the built-in stub upstream on loopback]")]
     config: Option<PathBuf>,
-    /// This pod's node name [env: QUOTUM_NODE] [default: the host name]
-    #[arg(long)]
+    #[arg(long, help = "This pod's node name [env: QUOTUM_NODE] [default: the host name]")]
     node: Option<String>,
-    /// The cluster's name [env: QUOTUM_CLUSTER] [default: quotum]
-    #[arg(long)]
+    #[arg(long, help = "The cluster's name [env: QUOTUM_CLUSTER] [default: quotum]")]
     cluster: Option<String>,
-    /// Where to listen for gossip, UDP [env: QUOTUM_GOSSIP_LISTEN] [default: [::]:7946]
-    #[arg(long)]
+    #[arg(long, help = "Where to listen for gossip, UDP [env: QUOTUM_GOSSIP_LISTEN] [default: [::]:7946]")]
     gossip_listen: Option<String>,
-    /// The address peers send to [env: QUOTUM_GOSSIP_ADVERTISE] [default: the one that reaches the first seed]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "The address peers send to [env: QUOTUM_GOSSIP_ADVERTISE] [default: the one that reaches the first seed]"
+    )]
     gossip_advertise: Option<String>,
-    /// Comma-separated host:port of every replica, or one headless name [env: QUOTUM_SEEDS] [default: alone]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Comma-separated host:port of every replica, or one headless name [env: QUOTUM_SEEDS] [default: alone]"
+    )]
     seeds: Option<String>,
-    /// The file with the cluster's keys [env: QUOTUM_GOSSIP_KEY_FILE] [default: none, for loopback only]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "The file with the cluster's keys [env: QUOTUM_GOSSIP_KEY_FILE] [default: none, for loopback only]"
+    )]
     gossip_key_file: Option<String>,
-    /// Where the admin endpoints listen [env: QUOTUM_ADMIN_LISTEN] [default: [::]:9090, without a file 127.0.0.1:9090]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Where the admin endpoints listen [env: QUOTUM_ADMIN_LISTEN] [default: [::]:9090, without a file 127.0.0.1:9090]"
+    )]
     admin_listen: Option<String>,
-    /// Where the proxy listens [env: QUOTUM_PROXY_LISTEN] [default: [::]:4000, without credentials 127.0.0.1:4000]
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Where the proxy listens [env: QUOTUM_PROXY_LISTEN] [default: [::]:4000, without credentials 127.0.0.1:4000]"
+    )]
     proxy_listen: Option<String>,
     /// End when standard input does: for whoever starts pods of its own.
     #[arg(long, hide = true)]
