@@ -156,9 +156,8 @@ fn an_untouched_bucket_stands_as_it_will_when_touched() {
                     assert_eq!(before.spendable, after.spendable + 1, "{name}");
                     assert_eq!((before.used + 1).min(before.limit), after.used, "{name}");
                     seen.insert(before.spendable);
-                    if part > 0 {
-                        assert!(pod.try_take(after.spendable / part));
-                    }
+                    let taken = after.spendable.checked_div(part);
+                    assert!(taken.is_none_or(|taken| pod.try_take(taken)));
                 }
             }
         }
