@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 import threading
 import time
 
 import pytest
+from machine import free_ports, until
 
 from quotum import Denied, Limiter, Permit, Quota
 
@@ -21,23 +21,6 @@ def a_limiter(tokens: int = 1_000, **arguments: object) -> Limiter:
 
 def used(limiter: Limiter) -> int:
     return limiter.standing("gpt")[0].used
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def until(condition, within: float = 20.0) -> None:
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def test_a_settled_permit_charges_what_was_used():

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from machine import free_ports, in_a_minute_with, until
 
 from quotum import Denied
 from quotum._quotum import Pod
@@ -100,24 +100,6 @@ class Worker:
                 pipe.close()
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def until(condition, within: float = 20.0):
-    end = time.monotonic() + within
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.02)
-    return value
-
-
 @pytest.fixture
 def workers() -> Iterator[list[Worker]]:
     environment = {"QUOTUM_NODE": uuid.uuid4().hex, "QUOTUM_SEEDS": ""}
@@ -126,7 +108,7 @@ def workers() -> Iterator[list[Worker]]:
     # Owner first.
     workers.sort(key=lambda worker: worker.say("seat") != "owner")
     # A minute that does not end during the test.
-    until(lambda: time.time() % 60 < 50)
+    in_a_minute_with(10.0)
     yield workers
     for worker in workers:
         worker.close()
@@ -217,7 +199,7 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[list[Worker]]:
         until(lambda: workers[2].say("seat") == "owner")
         workers[:2] = sorted(workers[:2], key=lambda worker: worker.say("seat") != "owner")
         # A minute that does not end during the test, and of which both pods have rights.
-        until(lambda: time.time() % 60 < 40, 60.0)
+        in_a_minute_with(20.0)
         for worker in workers:
             until(lambda worker=worker: isinstance(worker.say("reserve", 10), int))
         yield workers
@@ -369,7 +351,7 @@ def test_levels_are_spent_in_order_and_unlimited_deployments_pass(monkeypatch):
         assert await pod.room([["first", "free"]], "completions", body) == ["free"]
         assert (await pod.reserve([["free"]], "completions", body))[:2] == (0, "free")
 
-    until(lambda: time.time() % 60 < 55)
+    in_a_minute_with(5.0)
     asyncio.run(main())
     pod.leave()
 
@@ -384,7 +366,7 @@ def test_what_no_reading_understands_counts_with_its_bytes_and_its_cap(monkeypat
     async def main() -> None:
         await pod.reserve([["gpt"]], "chat", body)
 
-    until(lambda: time.time() % 60 < 55)
+    in_a_minute_with(5.0)
     asyncio.run(main())
     assert json.loads(pod.status())["limits"][0]["quotas"][0]["used"] == 6_000 + len(body)
     pod.leave()

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,29 +20,10 @@ from typing import Any
 
 import httpx
 import yaml
+from machine import free_ports, until
 
-# What a proxy may take to start, on a busy machine.
-START_WITHIN = 120.0
-
-
-def free_ports(count: int, kind: int = socket.SOCK_STREAM) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def until(condition: Any, within: float = 20.0, what: str = "it") -> Any:
-    end = time.monotonic() + within
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f"{what} did not come about within {within:.0f} s"
-        time.sleep(0.05)
+# What a proxy may take to start: 15 s of one core, each of its workers again, and a busy machine has no core to spare.
+START_WITHIN = 400.0
 
 
 class Stub:
@@ -72,11 +52,13 @@ class Proxy:
     config: dict[str, Any]
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
-    node: str = "test"
     modules: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="quotum-litellm-")
+        # Nobody else on this machine is of this pod. Started again it has the same name, as a machine has: at one address
+        # that proves that what ran before is gone.
+        self.node = Path(self.folder).name
         (Path(self.folder) / "config.yaml").write_text(yaml.safe_dump(self.config))
         # Callbacks of somebody else, beside the configuration.
         for name, text in self.modules.items():
@@ -93,8 +75,7 @@ class Proxy:
             "DISABLE_ADMIN_UI": "True",
             "NO_PROXY": "*",
             "PYTHONUNBUFFERED": "1",
-            # Nobody else on this machine is of this pod.
-            "QUOTUM_NODE": f"{self.node}-{self.port}",
+            "QUOTUM_NODE": self.node,
             **self.environment,
         }
         self.log = Path(self.folder) / f"log-{self.port}"
@@ -162,7 +143,7 @@ class Fleet:
     def __init__(self, pods: int, written: Callable[[str], dict[str, Any]], is_quotum: bool = True) -> None:
         self.stub = Stub()
         self.is_quotum = is_quotum
-        ports = free_ports(pods, socket.SOCK_DGRAM)
+        ports = free_ports(pods)
         self.admin = free_ports(pods)
         seeds = [f"127.0.0.1:{port}" for port in ports]
         self.pods = [
@@ -178,12 +159,14 @@ class Fleet:
             for own, admin in zip(seeds, self.admin)
         ]
         self.alive = list(range(pods))
+        # A pod that is to be killed is up again first.
+        self.one_by_one = threading.Lock()
 
     def wait(self) -> Fleet:
         for pod in self.pods:
             pod.wait()
         if self.is_quotum:
-            until(lambda: all(self.knows_all(admin) for admin in self.admin), 60.0, "the fleet")
+            until(lambda: all(self.knows_all(admin) for admin in self.admin), START_WITHIN, "the fleet")
         return self
 
     def peers(self, number: int) -> list[str]:
@@ -203,8 +186,9 @@ class Fleet:
         return [self.pods[self.alive[number % len(self.alive)]].url for number in range(len(self.pods))]
 
     def kill(self, number: int) -> None:
-        self.alive.remove(number)
-        self.pods[number].kill()
+        with self.one_by_one:
+            self.alive.remove(number)
+            self.pods[number].kill()
 
     def leave(self, number: int) -> None:
         """Takes a pod out of the load balancer, and ends it in order."""
@@ -213,10 +197,11 @@ class Fleet:
 
     def restart(self, number: int) -> None:
         """Starts a pod again that was ended, and takes it back once it answers."""
-        self.pods[number].process.wait(60)
-        self.pods[number].start()
-        self.pods[number].wait()
-        self.alive.append(number)
+        with self.one_by_one:
+            self.pods[number].process.wait(60)
+            self.pods[number].start()
+            self.pods[number].wait()
+            self.alive.append(number)
 
     def close(self) -> None:
         with ThreadPoolExecutor() as pool:

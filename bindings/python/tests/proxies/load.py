@@ -43,6 +43,8 @@ class Answers:
     refusals: list[float] = field(default_factory=list)
     without_retry_after: int = 0
     retry_after_over: int = 0
+    # What happened meanwhile: when it was to begin, and when it was done.
+    happened: dict[float, float] = field(default_factory=dict)
 
 
 def workload(
@@ -74,7 +76,13 @@ async def offer(
 ) -> Answers:
     """Sends every request at its time, once, and lets things happen meanwhile."""
     answers = Answers()
-    happening = [asyncio.create_task(happen(minute + second, act)) for second, act in (events or {}).items()]
+
+    async def happen(second: float, act: Callable[[], None]) -> None:
+        await asyncio.sleep(max(0.0, minute + second - time.time()))
+        await asyncio.to_thread(act)
+        answers.happened[second] = round(time.time() - minute, 1)
+
+    happening = [asyncio.create_task(happen(second, act)) for second, act in (events or {}).items()]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(timeout=45.0, limits=limits, trust_env=False) as client:
 
@@ -112,11 +120,6 @@ async def offer(
         await asyncio.gather(*(send(request) for request in requests))
     await asyncio.gather(*happening)
     return answers
-
-
-async def happen(at: float, act: Callable[[], None]) -> None:
-    await asyncio.sleep(max(0.0, at - time.time()))
-    await asyncio.to_thread(act)
 
 
 def next_minute(at_least: float = 3.0) -> float:

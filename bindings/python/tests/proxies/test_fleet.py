@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet import Fleet, config, deployment, until
+from fleet import Fleet, config, deployment
 from load import LIMIT, Answers, bursts, evenly, next_minute, offer, ratio, workload
+from machine import until
 
 
 @pytest.fixture(scope="module")

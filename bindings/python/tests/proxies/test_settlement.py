@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fleet import Proxy, Stub, config, deployment, free_ports, until
+from fleet import Proxy, Stub, config, deployment
+from machine import free_ports, until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 MESSAGES = [{"role": "user", "content": "Say something."}]

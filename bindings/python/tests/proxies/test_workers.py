@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fleet import Proxy, Stub, config, deployment, free_ports, until
+from fleet import START_WITHIN, Proxy, Stub, config, deployment
+from machine import free_ports, in_a_minute_with, until
 
 CHAT = {"model": "gpt", "messages": [{"role": "user", "content": "Say something."}], "max_tokens": 300}
 USE = {"x-stub-prompt-tokens": "50", "x-stub-completion-tokens": "150"}
@@ -28,10 +29,10 @@ class Pod:
             ),
             {"QUOTUM_ADMIN_LISTEN": f"127.0.0.1:{self.admin}"},
             # uvicorn ends workers that import LiteLLM for longer than 5 s, over and over.
-            ["--num_workers", "2", "--timeout_worker_healthcheck", "90"],
+            ["--num_workers", "2", "--timeout_worker_healthcheck", "300"],
         )
         self.proxy.wait()
-        until(lambda: self.status().get("pod", {}).get("workers") == 2, 60.0, "the second worker")
+        until(lambda: self.status().get("pod", {}).get("workers") == 2, START_WITHIN, "the second worker")
 
     def status(self) -> dict[str, Any]:
         try:
@@ -50,11 +51,6 @@ class Pod:
         self.stub.close()
 
 
-def wait_for_room(seconds: float) -> None:
-    """Waits for a minute that lasts that long."""
-    until(lambda: time.time() % 60 < 60 - seconds, 60.0)
-
-
 @pytest.fixture(scope="module")
 def pod():
     pod = Pod()
@@ -63,7 +59,7 @@ def pod():
 
 
 def test_workers_hold_one_limit_over_both_deployments(pod):
-    wait_for_room(30.0)
+    in_a_minute_with(30.0)
     # 24,000 tokens: more than the two deployments let through, and each worker would alone.
     statuses = [status for _ in range(6) for status in pod.offer(20)]
     assert set(statuses) == {200, 429}
@@ -74,7 +70,7 @@ def test_workers_hold_one_limit_over_both_deployments(pod):
 
 
 def test_another_worker_takes_over_within_a_second(pod):
-    wait_for_room(20.0)
+    in_a_minute_with(20.0)
     before = pod.status()["pod"]["owner"]
     os.kill(before, signal.SIGKILL)
     begun = time.monotonic()
