@@ -56,6 +56,9 @@ _STASH = "quotum_reservation"
 # How long the router is waited for after the callback was loaded.
 _ROUTER_WITHIN = 120.0
 
+# How often it is looked whether a deployment that could not be limited as it was written has been mended.
+_LOOK_AGAIN = 1.0
+
 
 class _Attempt:
     """One reservation, until when its request must leave, and how far that has come."""
@@ -105,9 +108,11 @@ class Callback(CustomLogger):
         super().__init__()
         # Wrong settings end LiteLLM's start here, with a sentence.
         self.pod = Pod()
+        # Of each deployment: what is declared of it.
         self._limits: dict[str, tuple[Any, ...]] = {}
         self._names: dict[str, str] = {}
         self._wrong: str | None = None
+        self._look_again = 0.0
         self._starting: asyncio.Task[None] | None = None
         if multiprocessing.parent_process() is None:
             atexit.register(self.pod.leave)
@@ -136,21 +141,20 @@ class Callback(CustomLogger):
 
     def _declare(self, deployments: Iterable[Mapping[str, Any]]) -> None:
         """Tells the pod which deployments there are, with limits in LiteLLM's three places."""
-        declared = []
+        # Of two with one name, the later is the one that a request is about.
+        by_name = {self._name(deployment): deployment for deployment in deployments}
+        limits = {name: _limits(deployment) for name, deployment in by_name.items()}
         try:
-            for deployment in deployments:
-                name = self._name(deployment)
-                limits = _limits(deployment)
-                self._limits[name] = limits
-                amounts = {limit: amount for limit, amount in zip(_LIMITS, limits) if amount is not None}
-                if amounts:
-                    terms = (deployment.get("model_info") or {}).get("quotum") or {}
-                    declared.append({"id": name, **amounts, "model": _model(deployment), "terms": terms})
+            declared = [_declared(name, by_name[name], limits[name]) for name in by_name if _is_limited(limits[name])]
             self.pod.declare(json.dumps(declared))
-            self._wrong = None
-        except ValueError as error:
-            self._wrong = str(error)
-            _log.error("no limited deployment is served until this is mended: %s", error)
+            wrong = None
+        except (TypeError, ValueError) as error:
+            wrong = str(error)
+            self._look_again = time.monotonic() + _LOOK_AGAIN
+            if wrong != self._wrong:
+                _log.error("no limited deployment is served until this is mended: %s", wrong)
+        self._limits.update(limits)
+        self._wrong = wrong
 
     def _limited(self, deployments: Iterable[Mapping[str, Any]]) -> list[str]:
         """Returns the names of those that have limits, once the pod knows all of them as they are."""
@@ -159,9 +163,8 @@ class Callback(CustomLogger):
             name = self._name(deployment)
             limits = _limits(deployment)
             if self._limits.get(name) != limits:
-                router = _router()
-                self._declare([*(router.model_list if router is not None else ()), deployment])
-            if any(amount is not None for amount in limits):
+                self._declare([*_model_list(), deployment])
+            if _is_limited(limits):
                 names.append(name)
         return names
 
@@ -255,8 +258,12 @@ class Callback(CustomLogger):
             return
         model = str(kwargs.get("model"))
         try:
-            attempt, name = _attempt.get(), self._names.get(str(about.get("original_model_id") or about["id"]))
-            if name is None or not any(amount is not None for amount in self._limits.get(name, ())):
+            attempt, number = _attempt.get(), str(about.get("original_model_id") or about["id"])
+            name = self._names.get(number)
+            if attempt is None or attempt.deployment != name:
+                # No filter reserved for it: nobody has looked at its limits as they are now.
+                name = self._unfiltered(number, kwargs)
+            if name is None:
                 # It goes where nothing is limited; what was reserved elsewhere is not used.
                 self._supersede()
                 return
@@ -300,7 +307,23 @@ class Callback(CustomLogger):
             self.pod.ended(before.number, "failed" if before.sent else "unsent")
             _attempt.set(None)
 
+    def _unfiltered(self, number: str, kwargs: Mapping[str, Any]) -> str | None:
+        """Returns the name of a deployment that a request names by its id, once the pod knows it; None if it
+        has no limits.
+        """
+        router = _router()
+        deployment = router.get_model_info(number) if router is not None else None
+        if deployment is None:
+            # The router has it no more, or never had: what the call itself carries counts.
+            deployment = {"model_name": kwargs.get("model"), "litellm_params": kwargs, "model_info": kwargs["model_info"]}
+            if not _is_limited(_limits(deployment)):
+                return None
+        return self._name(deployment) if self._limited([deployment]) else None
+
     def _check(self) -> None:
+        if self._wrong is not None and time.monotonic() >= self._look_again:
+            # It may have been taken out of the router: then nothing else tells.
+            self._declare(_model_list())
         if self._wrong is not None:
             raise ValueError(self._wrong)
 
@@ -407,11 +430,39 @@ def _router() -> Any:
     return proxy_server.llm_router
 
 
-def _limits(deployment: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Returns tpm, rpm, itpm and otpm, from where LiteLLM looks for them, in its order."""
-    places = (deployment, deployment.get("litellm_params") or {}, deployment.get("model_info") or {})
-    written = (next((place[limit] for place in places if place.get(limit) is not None), None) for limit in _LIMITS)
-    return tuple(None if amount is None else int(amount) for amount in written)
+def _model_list() -> list[Any]:
+    router = _router()
+    return list(router.model_list or ()) if router is not None else []
+
+
+def _limits(deployment: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns tpm, rpm, itpm and otpm, from where LiteLLM looks for them, in its order, and the terms."""
+    about = deployment.get("model_info") or {}
+    places = (deployment, deployment.get("litellm_params") or {}, about)
+    amounts = (next((place[limit] for place in places if place.get(limit) is not None), None) for limit in _LIMITS)
+    return (*amounts, about.get("quotum"))
+
+
+def _is_limited(limits: Sequence[Any]) -> bool:
+    return any(amount is not None for amount in limits[: len(_LIMITS)])
+
+
+def _declared(name: str, deployment: Mapping[str, Any], limits: Sequence[Any]) -> dict[str, Any]:
+    """Returns a deployment as the pod is told of it."""
+    *amounts, terms = limits
+    written = {limit: _amount(name, limit, amount) for limit, amount in zip(_LIMITS, amounts) if amount is not None}
+    return {"id": name, **written, "model": _model(deployment), "terms": terms or {}}
+
+
+def _amount(name: str, limit: str, written: Any) -> int:
+    """Returns a limit as a number: LiteLLM leaves what stands in `model_info` as it is written."""
+    try:
+        amount = int(written)
+        if amount < 0 or isinstance(written, bool) or (isinstance(written, float) and amount != written):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"deployment {json.dumps(name)}: {limit}: {written!r} is not a whole number") from None
+    return amount
 
 
 def _model(deployment: Mapping[str, Any]) -> str:
@@ -483,7 +534,8 @@ def _body(model: str, kwargs: Mapping[str, Any], messages: list[Any] | None) -> 
         api = "completions"
     else:
         api = "chat"
-    return api, json.dumps(body, default=str)
+    # Half of a surrogate pair, which JSON can carry and nothing else, counts as the character that replaces it.
+    return api, json.dumps(body, default=str, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def _count(usage: Any, *names: str) -> int:

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::message::{Ask, Numbered, Reply};
+use super::message::{Ask, Numbered, Refusal, Reply};
 
 /// The way to the owner. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,6 +24,9 @@ pub(super) struct Link {
 
 /// Who waits for which answer; `None` once the owner is gone.
 type Waiting = Option<BTreeMap<u64, oneshot::Sender<Reply>>>;
+
+/// Questions that may wait for an answer: an owner that is stopped must not fill the memory.
+const UNANSWERED: usize = 10_000;
 
 /// Returns the way to the owner, and a future that is ready when it is gone.
 pub(super) fn open(stream: UnixStream) -> (Link, impl Future<Output = ()>) {
@@ -60,7 +63,15 @@ impl Link {
     pub(super) async fn ask(&self, ask: Ask) -> Option<Reply> {
         let (waiter, reply) = oneshot::channel();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.insert(number, waiter);
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = waiting.as_mut()?;
+            // Those that gave up stay until they are answered, too.
+            if waiting.len() >= UNANSWERED {
+                return Some(Reply::Refused(Refusal::unowned("the worker that owns them does not answer")));
+            }
+            waiting.insert(number, waiter);
+        }
         self.asks.send(Numbered { number, body: ask }).ok()?;
         reply.await.ok()
     }

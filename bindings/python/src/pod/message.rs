@@ -5,6 +5,7 @@
 //! asked within its process are the same.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A deployment and its limits, as LiteLLM has them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,19 @@ pub(crate) struct Declared {
     pub(crate) model: String,
     #[serde(default)]
     pub(crate) terms: Terms,
+}
+
+/// Reads a JSON list of deployments.
+///
+/// # Errors
+/// Says which deployment is not written as one.
+pub(crate) fn declared(deployments: &str) -> Result<Vec<Declared>, String> {
+    let written: Vec<Value> = serde_json::from_str(deployments).map_err(|error| error.to_string())?;
+    let read = |written: Value| {
+        let id = written["id"].as_str().unwrap_or_default().to_owned();
+        serde_json::from_value(written).map_err(|error| format!("deployment {id:?}: {error}"))
+    };
+    written.into_iter().map(read).collect()
 }
 
 /// What stands in `model_info.quotum`: how the limits are applied. Durations in seconds.

@@ -44,6 +44,14 @@ pub(crate) use self::python::Pod;
 /// How long a request waits for an owner: one that dies is followed within this.
 const OWNER_WITHIN: Duration = Duration::from_millis(1_500);
 
+/// How long an owner that lives may take to answer, beside what its limits may wait for
+/// peers: none does, but one that is stopped, or a machine that has no memory left.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// For how long whatever keeps the gossip port from the owner is taken for what the system
+/// still closes of the owner before, and not for another program.
+const PORT_WITHIN: Duration = Duration::from_secs(1);
+
 /// How soon a worker looks again when neither owning nor reaching the owner worked.
 const AGAIN: Duration = Duration::from_millis(25);
 
@@ -111,10 +119,11 @@ impl Shared {
         loop {
             let seat = seats.borrow_and_update().clone();
             let why = match seat {
-                Seat::Owner(book) => return self.answer(&book, ask, OWN).await,
-                Seat::Guest(link) => match link.ask(ask.clone()).await {
-                    Some(reply) => return reply,
-                    None => "the worker that owns them is gone".into(),
+                Seat::Owner(book) => return self.known(self.answer(&book, ask, OWN).await),
+                Seat::Guest(link) => match timeout(self.patience(&ask), link.ask(ask.clone())).await {
+                    Ok(Some(reply)) => return self.known(reply),
+                    Ok(None) => "the worker that owns them is gone".into(),
+                    Err(_) => return Reply::Refused(Refusal::unowned("the worker that owns them does not answer")),
                 },
                 Seat::Standing(why) => why,
             };
@@ -122,6 +131,26 @@ impl Shared {
                 return Reply::Refused(Refusal::unowned(&why));
             }
         }
+    }
+
+    /// Returns how long an answer is waited for: a decision may wait for peers, once a level.
+    fn patience(&self, ask: &Ask) -> Duration {
+        let (Ask::Reserve(request) | Ask::Room(request)) = ask else { return ANSWER_WITHIN };
+        let declared = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = declared.iter().filter_map(|one| one.terms.wait).fold(0.0, f64::max);
+        let levels = request.levels.iter().flatten().count() as f64;
+        ANSWER_WITHIN + Duration::try_from_secs_f64(wait * levels).unwrap_or(Duration::MAX / 2)
+    }
+
+    /// Lets no request pass for a deployment that has limits here, and none at the owner: what
+    /// it was told of them it could not take.
+    fn known(&self, reply: Reply) -> Reply {
+        let Reply::Granted { id: 0, deployment, .. } = &reply else { return reply };
+        let declared = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !declared.iter().any(|one| one.id == *deployment) {
+            return reply;
+        }
+        Reply::Wrong(format!("the worker that owns this pod's rights could not take in the limits of {deployment:?}"))
     }
 
     /// Answers as the owner.
@@ -186,10 +215,14 @@ impl Shared {
     async fn run(self: Arc<Self>) {
         let mut before = Before::Nothing;
         let mut told = String::new();
+        let mut barred: Option<Instant> = None;
         loop {
             let outcome = match own_name(&self.config) {
-                Ok(listener) => self.own(listener, &mut before).await,
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => self.visit(&mut before).await,
+                Ok(listener) => self.own(listener, &mut before, &mut barred).await,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    barred = None;
+                    self.visit(&mut before).await
+                }
                 Err(error) => Err(Trouble::Wrong(format!("the pod's local socket: {error}"))),
             };
             let pause = match outcome {
@@ -212,7 +245,12 @@ impl Shared {
     }
 
     /// Owns the pod's rights. Returns only if that does not work.
-    async fn own(self: &Arc<Self>, listener: UnixListener, before: &mut Before) -> Result<(), Trouble> {
+    async fn own(
+        self: &Arc<Self>,
+        listener: UnixListener,
+        before: &mut Before,
+        barred: &mut Option<Instant>,
+    ) -> Result<(), Trouble> {
         let book = Arc::new(Book::new(&self.declared(), self.telemetry.clone()).map_err(Trouble::Wrong)?);
         let is_alone = self.config.seeds == Seeds::Alone;
         if is_alone {
@@ -224,11 +262,12 @@ impl Shared {
             let joined = join(&book.limiter(), self.config.clone(), self.key_file.clone()).await;
             let cluster = joined.map_err(|error| match error {
                 // The system may still be closing what the owner before had open.
-                JoinError::Bind { .. } if matches!(before, Before::Guest) => {
+                JoinError::Bind { .. } if barred.get_or_insert_with(Instant::now).elapsed() < PORT_WITHIN => {
                     Trouble::Passing(settings::explain(&error))
                 }
                 error => Trouble::Wrong(settings::explain(&error)),
             })?;
+            *barred = None;
             *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster);
         }
         *before = Before::Owner;

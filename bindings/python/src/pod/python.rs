@@ -17,7 +17,7 @@ use quotum::layer::{
 };
 use tokio::task::JoinHandle;
 
-use super::message::{Ask, Declared, Outcome, Refusal, Reply, Request};
+use super::message::{self, Ask, Outcome, Refusal, Reply, Request};
 use super::{Seat, Shared};
 use crate::background;
 use crate::settings::{self, Passed};
@@ -43,8 +43,7 @@ impl Pod {
 
     /// Says which deployments there are: a JSON list. The first time, takes a seat.
     fn declare(&self, deployments: &str) -> PyResult<()> {
-        let declared: Vec<Declared> =
-            serde_json::from_str(deployments).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let declared = message::declared(deployments).map_err(PyValueError::new_err)?;
         let shared = &self.shared;
         *shared.declared.lock().unwrap_or_else(PoisonError::into_inner) = declared.clone();
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +51,11 @@ impl Pod {
         match &*task {
             Some((of, _)) if *of == pid => match shared.seat() {
                 Seat::Owner(book) => return book.declare(&declared).map_err(PyValueError::new_err),
-                Seat::Guest(link) => link.tell(Ask::Declare(declared)),
+                Seat::Guest(link) => {
+                    // Nobody waits for the owner's answer.
+                    super::book::Book::new(&declared, Arc::new(())).map_err(PyValueError::new_err)?;
+                    link.tell(Ask::Declare(declared));
+                }
                 // It will be declared with all of them once there is an owner.
                 Seat::Standing(_) => {}
             },
@@ -182,8 +185,11 @@ impl Pod {
         let (shared, dialect) = (self.shared.clone(), dialect(api));
         let body = bytes::Bytes::copy_from_slice(body.as_bytes());
         let mut asking: Pin<Box<dyn Future<Output = PyResult<Answer>> + Send>> = Box::pin(async move {
-            let request = request(levels, &dialect, body, shared.tokenizers()).await;
-            answer(&shared, shared.ask(ask(request)).await)
+            let reply = match request(levels, &dialect, body, shared.tokenizers()).await {
+                Ok(request) => shared.ask(ask(request)).await,
+                Err(why) => Reply::Wrong(why),
+            };
+            answer(&shared, reply)
         });
         let runtime = background::runtime()?;
         let _entered = runtime.enter();
@@ -294,30 +300,34 @@ fn dialect(api: &str) -> Arc<dyn Dialect> {
 
 /// Returns what a request asks for. What is no request of its API counts with all its bytes:
 /// LiteLLM will refuse it, or knows more than this reading.
+///
+/// # Errors
+/// If it is no JSON: then nobody knows which cap it names.
 async fn request(
     levels: Vec<Vec<String>>,
     dialect: &Arc<dyn Dialect>,
     body: bytes::Bytes,
     wanted: Vec<Tokenizer>,
-) -> Request {
+) -> Result<Request, String> {
     match dialect.call(body.clone()) {
         Ok(call) => {
             let prompts = Prompts::count(dialect, &call, wanted).await;
             let [bytes, o200k, cl100k] =
                 [Tokenizer::Bytes, Tokenizer::O200k, Tokenizer::Cl100k].map(|tokenizer| prompts.by(tokenizer));
-            Request { levels, bytes, o200k, cl100k, cap: call.cap, choices: call.choices }
+            Ok(Request { levels, bytes, o200k, cl100k, cap: call.cap, choices: call.choices })
         }
         Err(_) => {
+            let cap = cap(&body).map_err(|error| format!("the request is no JSON: {error}"))?;
             let bytes = body.len() as u64;
-            Request { levels, bytes, o200k: bytes, cl100k: bytes, cap: cap(&body), choices: 1 }
+            Ok(Request { levels, bytes, o200k: bytes, cl100k: bytes, cap, choices: 1 })
         }
     }
 }
 
 /// Returns the largest cap that a request of no known shape names, for all choices.
-fn cap(body: &[u8]) -> Option<u64> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+fn cap(body: &[u8]) -> serde_json::Result<Option<u64>> {
+    let body: serde_json::Value = serde_json::from_slice(body)?;
     let caps = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
-    let cap = caps.iter().filter_map(|name| body[*name].as_u64()).max()?;
-    Some(cap.saturating_mul(body["n"].as_u64().unwrap_or(1)))
+    let cap = caps.iter().filter_map(|name| body[*name].as_u64()).max();
+    Ok(cap.map(|cap| cap.saturating_mul(body["n"].as_u64().unwrap_or(1))))
 }
