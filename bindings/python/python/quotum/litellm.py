@@ -19,6 +19,7 @@ import logging
 import math
 import multiprocessing
 import multiprocessing.util
+import random
 import signal
 import threading
 import time
@@ -55,6 +56,10 @@ _STASH = "quotum_reservation"
 
 # How long the router is waited for after the callback was loaded.
 _ROUTER_WITHIN = 120.0
+
+# How many of a group's deployments are asked in the order of LiteLLM's weighted shuffle, which goes through all of them
+# for each: of 50 that took more than a millisecond. Where none of these has room the order is chance.
+_BY_WEIGHT = 8
 
 # How often it is looked whether a deployment that could not be limited as it was written has been mended.
 _LOOK_AGAIN = 1.0
@@ -500,10 +505,11 @@ def _levels(router: Any, model: str, deployments: Sequence[Any], kwargs: dict[st
     for order in sorted({_order(deployment) for deployment in left}):
         level = [deployment for deployment in left if _order(deployment) == order]
         shuffled = []
-        while len(level) > 1:
+        while len(level) > 1 and len(shuffled) < _BY_WEIGHT:
             picked = simple_shuffle(router.get_model_from_alias, level, model, kwargs)
             level = [deployment for deployment in level if deployment is not picked]
             shuffled.append(picked)
+        random.shuffle(level)
         levels.append(shuffled + level)
     return levels
 
