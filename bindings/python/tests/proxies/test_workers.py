@@ -74,8 +74,9 @@ def test_another_worker_takes_over_within_a_second(pod):
     before = pod.status()["pod"]["owner"]
     os.kill(before, signal.SIGKILL)
     begun = time.monotonic()
-    after = until(lambda: pod.status().get("pod", {}).get("owner") not in (None, before), 10.0, "a new owner")
-    assert after
-    print(json.dumps({"takeover_seconds": round(time.monotonic() - begun, 3)}))
+    until(lambda: pod.status().get("pod", {}).get("owner") not in (None, before), what="a new owner")
+    took = time.monotonic() - begun
+    print(json.dumps({"takeover_seconds": round(took, 3)}))
+    assert took < 1.0
     # What the dead one had spent of this minute is unknown: nothing more of it is spent.
     assert set(pod.offer(4)) == {429}
