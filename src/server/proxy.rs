@@ -20,6 +20,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::routing::{MethodRouter, any, get, post};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
@@ -342,8 +343,10 @@ fn pass(
     for name in gone {
         headers.remove(name);
     }
-    // The body knows its length, and the header may say another: beside an encoding of the transfer it does not count.
-    headers.remove(header::CONTENT_LENGTH);
+    if !tells_length(headers, body.size_hint().exact()) {
+        // Beside an encoding of the transfer it does not count; the server says the right one.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let form = parts::form(status, headers, &mut charge, call.hide_usage);
     if status == StatusCode::TOO_MANY_REQUESTS {
         headers.insert(refusal::REFUSED_BY, HeaderValue::from_static("upstream"));
@@ -351,6 +354,13 @@ fn pass(
     head.version = Version::default();
     head.extensions.clear();
     Response::from_parts(head, Body::new(Metered::new(body, charge, dialect, form, served.upstream.idle())))
+}
+
+/// Returns whether the headers tell this length of the body, once and as a number.
+fn tells_length(headers: &HeaderMap, length: Option<u64>) -> bool {
+    let mut told = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_right = told.next().is_some_and(|told| told.to_str().ok().and_then(|told| told.parse().ok()) == length);
+    is_right && length.is_some() && told.next().is_none()
 }
 
 fn failed(failure: Failure) -> Refusal {

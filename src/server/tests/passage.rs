@@ -292,6 +292,7 @@ async fn a_caller_is_told_the_length_that_its_answer_has() {
         (format!("content-length: 300\r\n{chunked}"), None),
         (format!("content-length: {length}\r\n{plain}"), Some(length)),
         (format!("content-length: {length}, {length}\r\n{plain}"), Some(length)),
+        (format!("content-length: {length}\r\ncontent-length: {length}\r\n{plain}"), Some(length)),
     ] {
         let (upstream, _seen) = saying(format!("HTTP/1.1 200 OK\r\n{answer}")).await;
         let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
