@@ -199,7 +199,7 @@ fn a_pod_with_too_few_files_says_so_and_how_often_and_serves_who_is_let_in() {
     pod.wait().unwrap();
     let log = folder.read("log");
     let low = events(&log, "open_files_low").remove(0);
-    assert_eq!((&low["was"], &low["limit"], &low["needed"]), (&json!(20), &json!(60), &json!(20_100)));
+    assert_eq!((&low["was"], &low["limit"], &low["needed"]), (&json!(20), &json!(60), &json!(10_100)));
     assert_eq!(events(&log, "accept_failed").len(), 1, "{log}");
 }
 

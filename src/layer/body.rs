@@ -23,8 +23,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The longest answer that is kept to read its usage at the end.
 const MAX_ANSWER: usize = 8 << 20;
 
-/// From a broken stream's last words to its end: hyper throws away what it has not written
-/// when a body fails, and on a connection that is read this is long enough to write it.
+/// From where an answer breaks off to its end: hyper throws away what it has not written when a
+/// body fails, the head as well as a stream's last words, and on a connection that is read this
+/// is long enough to write it.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How the answer comes.
@@ -178,23 +179,27 @@ impl<B> Metered<B> {
         rest
     }
 
-    /// Settles an answer that broke off and returns the last words for the caller.
-    fn broke(&mut self, why: &'static str) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &self.form {
-            Form::Stream { .. } => self.charge.settle_failed(),
+    /// Settles an answer that broke off and returns the last words for the caller, if it has a
+    /// form that takes some. It fails a moment later, so that the head is written, too.
+    fn broke(&mut self, why: &'static str) -> Option<Bytes> {
+        let words = match &self.form {
+            Form::Stream { .. } => {
+                self.charge.settle_failed();
+                Some(self.dialect.cut(why).into())
+            }
             Form::Whole { answer, .. } => {
                 self.charge.streamed(answer.len() as u64);
                 self.charge.settle_failed();
+                None
             }
-            Form::Unreadable => self.charge.settle_unreadable(),
-        }
-        if matches!(self.form, Form::Stream { .. }) {
-            self.end = End::Failing(why);
-            self.silence = Silence::new(LAST_WORDS);
-            return Poll::Ready(Some(Ok(Frame::data(self.dialect.cut(why).into()))));
-        }
-        self.end = End::Done;
-        Poll::Ready(Some(Err(why.into())))
+            Form::Unreadable => {
+                self.charge.settle_unreadable();
+                None
+            }
+        };
+        self.end = End::Failing(why);
+        self.silence = Silence::new(LAST_WORDS);
+        words
     }
 }
 
@@ -222,39 +227,44 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        match this.end {
-            End::NotYet => {}
-            End::Failing(why) => {
-                ready!(this.silence.poll(cx));
-                this.end = End::Done;
-                return Poll::Ready(Some(Err(why.into())));
-            }
-            End::Done => return Poll::Ready(None),
-        }
         loop {
-            let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-                ready!(this.silence.poll(cx));
-                return this.broke("the upstream stopped in the middle of its answer");
-            };
-            let frame = match frame {
-                None => {
+            match this.end {
+                End::NotYet => {}
+                End::Failing(why) => {
+                    ready!(this.silence.poll(cx));
+                    this.end = End::Done;
+                    return Poll::Ready(Some(Err(why.into())));
+                }
+                End::Done => return Poll::Ready(None),
+            }
+            let why = match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    this.silence.broken();
+                    let Ok(bytes) = frame.into_data() else { continue };
+                    let passed = this.read(bytes);
+                    if !matches!(this.form, Form::Stream { .. }) && this.inner.is_end_stream() {
+                        // Settled before the last byte leaves: the caller's next request finds
+                        // what this one gave back.
+                        this.ended();
+                    }
+                    if passed.is_empty() {
+                        continue;
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(passed))));
+                }
+                Poll::Ready(None) => {
                     let rest = this.ended();
                     this.end = End::Done;
                     return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
                 }
-                Some(Err(_)) => return this.broke("the upstream broke off its answer"),
-                Some(Ok(frame)) => frame,
+                Poll::Ready(Some(Err(_))) => "the upstream broke off its answer",
+                Poll::Pending => {
+                    ready!(this.silence.poll(cx));
+                    "the upstream stopped in the middle of its answer"
+                }
             };
-            this.silence.broken();
-            let Ok(bytes) = frame.into_data() else { continue };
-            let passed = this.read(bytes);
-            if !matches!(this.form, Form::Stream { .. }) && this.inner.is_end_stream() {
-                // Settled before the last byte leaves: the caller's next request finds
-                // what this one gave back.
-                this.ended();
-            }
-            if !passed.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(passed))));
+            if let Some(words) = this.broke(why) {
+                return Poll::Ready(Some(Ok(Frame::data(words))));
             }
         }
     }

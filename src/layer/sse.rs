@@ -260,8 +260,8 @@ mod tests {
 
     #[test]
     fn whole_events_are_passed_on_without_an_allocation() {
-        let event = "event: delta\ndata: {\"text\":\"hello\"}\n\n";
-        assert_eq!(allocated(&event.repeat(100), event.len()), (0, 0));
-        assert_eq!(allocated(&event.repeat(100), 4 * event.len()), (0, 0));
+        let delta = "event: delta\ndata: {\"text\":\"hello\"}\n\n";
+        assert_eq!(allocated(&delta.repeat(100), delta.len()), (0, 0));
+        assert_eq!(allocated(&delta.repeat(100), 4 * delta.len()), (0, 0));
     }
 }

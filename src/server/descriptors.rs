@@ -21,8 +21,7 @@ pub(super) fn raise(connections: usize) {
             limit = after,
             was = before.current,
             needed,
-            "this process may open {} files, and max_connections ({connections}) with an upstream for each may \
-             come to {needed}: raise the hard limit (ulimit -Hn, LimitNOFILE) or lower proxy.max_connections",
+            "this process may open {} files, and max_connections ({connections}) alone comes to {needed}: raise the hard limit (ulimit -Hn, LimitNOFILE) or lower proxy.max_connections",
             shown(after)
         );
     } else {
@@ -38,9 +37,10 @@ pub(super) fn raise(connections: usize) {
     }
 }
 
-/// Returns how many files so many callers may come to: each with a connection to its upstream.
+/// Returns how many files so many callers come to at least: their connections to upstreams are
+/// pooled, and one of HTTP/2 serves many.
 fn needed(connections: usize) -> u64 {
-    (connections as u64).saturating_mul(2).saturating_add(OTHERS)
+    (connections as u64).saturating_add(OTHERS)
 }
 
 fn shown(limit: Option<u64>) -> String {

@@ -3,6 +3,8 @@
 use super::*;
 
 use axum::routing::post;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn a_request_the_upstream_refuses_costs_a_request_and_no_tokens() {
@@ -80,6 +82,30 @@ async fn a_whole_answer_that_is_cut_breaks_off() {
     assert!(answer.broke_off);
     assert!(bench.tokens() > PROMPT);
     assert_eq!(bench.requests(), 1);
+}
+
+/// hyper throws away what it has not written when a body fails: the head, too.
+#[tokio::test]
+async fn the_head_of_an_answer_that_breaks_off_before_its_body_arrives() {
+    for head in ["200 OK\r\ncontent-length: 10", "500 Broken\r\ntransfer-encoding: chunked"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = format!("http://{}/v1", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let _ = io.read(&mut [0; 4_096]).await.unwrap();
+            io.write_all(format!("HTTP/1.1 {head}\r\n\r\n").as_bytes()).await.unwrap();
+        });
+        let bench = Bench::with(Extra { upstream: Some(&upstream), ..Extra::default() }).await;
+        let body = hello().to_string();
+        let asked = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+            content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = bench.raw(asked).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {}", &head[..3])), "{head}: {answer:?}");
+        assert_eq!((bench.tokens(), bench.requests()), (PROMPT, 1), "{head}");
+    }
 }
 
 #[tokio::test]
