@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,6 +16,10 @@ use crate::config::Bounds;
 
 /// What a connection begins with that speaks HTTP/2, and no other (RFC 9113, 3.4).
 pub(super) const HTTP2: &[u8] = b"PRI";
+
+/// The bytes of what it begins with as a whole: the preface and the head of the settings that
+/// must follow it.
+const HTTP2_BEGUN: usize = 24 + 9;
 
 /// What a connection is at.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) struct Pulse {
     /// Since when nothing can be written, plus one; 0: it can.
     stalled_ms: AtomicU64,
     pub(super) http2: AtomicBool,
+    /// The bytes of HTTP/2's beginning that have come.
+    begun: AtomicUsize,
     /// The caller is to be told that it is too late.
     pub(super) late: AtomicBool,
 }
@@ -65,6 +71,7 @@ impl Pulse {
             wrote_ms: AtomicU64::new(0),
             stalled_ms: AtomicU64::new(0),
             http2: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
             late: AtomicBool::new(false),
         }
     }
@@ -102,12 +109,13 @@ impl Pulse {
         }
         let since = self.since_ms.load(Ordering::Relaxed);
         let wrote = since.max(self.wrote_ms.load(Ordering::Relaxed));
-        let (since, within, verdict) = match self.state.load(Ordering::Relaxed) {
+        let (since, within, verdict) = match (self.state.load(Ordering::Relaxed), self.http2.load(Ordering::Relaxed)) {
+            // On HTTP/2 nobody can be told before it has begun.
+            (FRESH, _) | (READING, true) => (since, bounds.header, Verdict::Quiet),
+            (READING, false) => (since, bounds.header, Verdict::Late),
             // What is written between requests may be a question whether the caller is there.
-            _ if self.http2.load(Ordering::Relaxed) => (since, bounds.idle, Verdict::Quiet),
-            FRESH => (since, bounds.header, Verdict::Quiet),
-            READING => (since, bounds.header, Verdict::Late),
-            _ => (wrote, bounds.idle, Verdict::Quiet),
+            (_, true) => (since, bounds.idle, Verdict::Quiet),
+            (_, false) => (wrote, bounds.idle, Verdict::Quiet),
         };
         match left(since, within) {
             Duration::ZERO => verdict,
@@ -120,14 +128,25 @@ impl Pulse {
         match self.state.load(Ordering::Relaxed) {
             FRESH => {
                 self.http2.store(bytes.starts_with(HTTP2), Ordering::Relaxed);
+                // These bytes were only looked at: they come again.
                 self.state.store(READING, Ordering::Relaxed);
             }
+            READING => self.heard_http2(bytes),
             // On HTTP/2 it may be a mere sign of life.
             QUIET if !self.http2.load(Ordering::Relaxed) => {
                 self.since_ms.store(self.now_ms(), Ordering::Relaxed);
                 self.state.store(READING, Ordering::Relaxed);
             }
             _ => {}
+        }
+    }
+
+    /// Once HTTP/2 has begun a caller may think for a while before it asks.
+    fn heard_http2(&self, bytes: &[u8]) {
+        let begun = self.begun.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if self.http2.load(Ordering::Relaxed) && begun >= HTTP2_BEGUN {
+            self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+            self.state.store(QUIET, Ordering::Relaxed);
         }
     }
 

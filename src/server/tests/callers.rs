@@ -86,6 +86,19 @@ async fn who_never_says_a_word_is_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_never_ends_the_beginning_of_http2_is_let_go_as_soon_as_with_a_head() {
+    let whole = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let bench = Bench::new().await;
+    for sent in [&whole[..3], &whole[..24], &whole[..32]] {
+        let (mut io, _stop) = bench.connect(PIPE);
+        let begun = Instant::now();
+        io.write_all(sent).await.unwrap();
+        io.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!((10..13).contains(&seconds(begun)), "{} bytes: {} s", sent.len(), seconds(begun));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_head_that_does_not_end_is_told_so() {
     let bench = Bench::with(Extra { proxy: "timeouts: { header: 3s }", ..Extra::default() }).await;
     for first in ["", MODELS] {
