@@ -258,11 +258,60 @@ def test_a_pod_that_loses_its_owner_goes_on_within_a_second_and_the_fleet_holds_
     assert 4_000 <= admitted <= 10_000
 
 
-            said = asyncio.run(reserve(pod, int(numbers[0]), *numbers[1:]))
-        elif word == "dropped":
-            said = asyncio.run(dropped(pod, int(numbers[0])))
-        elif word == "declare":
-            said = pod.declare(line.partition(" ")[2])
+@pytest.mark.parametrize("fleet", [PATIENT], indirect=True)
+def test_what_is_granted_to_a_worker_that_died_waiting_is_given_back(fleet):
+    owner, guest, other = fleet
+    # More than its pod has, and its peer gives nothing for as long as it is stopped.
+    other.process.send_signal(signal.SIGSTOP)
+    try:
+        guest.say("dropped", 8_000)
+        guest.kill()
+        until(lambda: owner.say("status")["pod"]["workers"] == 1)
+    finally:
+        other.process.send_signal(signal.SIGCONT)
+    # Its peer's rights come for a request that is no more; whoever is left can have them.
+    until(lambda: isinstance(owner.say("reserve", 8_000), int))
+    assert owner.say("status")["pod"]["open"] == 2, "the owner's own, of which the first was the fixture's"
+
+
+def test_a_reservation_that_nobody_waits_for_any_more_is_given_back(workers):
+    owner, guest, _ = workers
+    first, made = guest.say("reserve", 10), 1
+
+    def is_dropped() -> bool:
+        nonlocal made
+        made += 1
+        return guest.say("dropped", 4_000)
+
+    def is_reserved() -> bool:
+        nonlocal mine, made
+        mine, made = mine + 1, made + 1
+        return guest.say("reserve", 10) - first == made - 1
+
+    mine = 1
+    until(is_dropped)
+    # Their numbers say that the dropped one was made, too.
+    until(is_reserved)
+    until(lambda: used(owner) == 10 * mine)
+
+
+def test_a_worker_that_comes_while_the_gossip_port_is_being_closed_does_not_wait_a_second():
+    [port] = free_ports(1)
+    own = f"127.0.0.1:{port}"
+    environment = {
+        "QUOTUM_NODE": uuid.uuid4().hex,
+        "QUOTUM_SEEDS": own,
+        "QUOTUM_GOSSIP_LISTEN": own,
+        "QUOTUM_GOSSIP_ADVERTISE": own,
+    }
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", port))
+        worker = Worker(environment)
+        assert worker.say("seat") == "standing"
+    try:
+        until(lambda: worker.say("seat") == "owner", 0.5)
+    finally:
+        worker.close()
 
 
 def test_wrong_settings_are_told_when_the_pod_is_made(monkeypatch):
