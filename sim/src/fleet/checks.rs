@@ -300,7 +300,11 @@ impl World {
     /// After a quiet moment everybody knows the same use, and it is the truth but for what
     /// died unheard.
     fn check_convergence(&mut self) {
-        if self.last_change + QUIET_AFTER_CHANGE > self.at {
+        // Whoever was just told other limits still goes by the old ones in windows it has opened,
+        // where its peers' counts are of another version.
+        let longest = self.plan.quotas.iter().map(|quota| quota.window().ms().get() * 1_000).max().unwrap_or(0);
+        let switching = self.last_told.is_some_and(|told| told + 2 * longest + SWITCHES_AHEAD > self.at);
+        if self.last_change + QUIET_AFTER_CHANGE > self.at || switching {
             return;
         }
         for index in 0..self.plan.quotas.len() {
@@ -380,3 +384,6 @@ impl Open {
 
 /// After a start or a death the next second may still bring news of it.
 const QUIET_AFTER_CHANGE: Micros = 1_200_000;
+
+/// How far ahead of a clock a window may have been opened: the longest lead, and peers' clocks.
+const SWITCHES_AHEAD: Micros = 6_000_000;

@@ -79,6 +79,7 @@ impl World {
 
     fn reconfigure_replica(&mut self, replica: usize, version: usize) {
         self.line(Some(replica), || format!("is told limits {version}"));
+        self.last_told = Some(self.at);
         self.set_clock(replica);
         match self.options.canary {
             Some(Canary::OldLimitKept) if replica == 0 => return,

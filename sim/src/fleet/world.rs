@@ -113,6 +113,8 @@ pub(super) struct World {
     pub(super) joined: BTreeSet<usize>,
     /// When somebody last started, joined, died or was proven dead.
     pub(super) last_change: Micros,
+    /// When somebody was last told other limits.
+    pub(super) last_told: Option<Micros>,
 }
 
 impl World {
@@ -150,6 +152,7 @@ impl World {
             deaths: BTreeSet::new(),
             joined: BTreeSet::new(),
             last_change: 0,
+            last_told: None,
             plan,
             options,
         }
