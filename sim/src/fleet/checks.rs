@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use quotum::ledger::{Grid, Obstacle, ReplicaId, WindowKind};
+use quotum::ledger::{Grid, Key, Obstacle, ReplicaId, WindowId, WindowKind};
 use quotum::{Denied, Limiter, Mode, Quota, Timestamp};
 
 use super::lives::DEPLOYMENT;
@@ -20,7 +20,22 @@ use crate::workload::Request;
 /// Rights by quota and window.
 pub(super) type Rights = Vec<(usize, u64, u64)>;
 
+/// What a replica has given of each of its windows, over all peers.
+pub(super) type Gifts = BTreeMap<(Key, WindowId), u64>;
+
 impl World {
+    /// What a replica has given in its open windows.
+    pub(super) fn gifts_of(&self, replica: usize) -> Gifts {
+        let process = self.replicas[replica].process.as_ref().filter(|process| process.is_running());
+        let rows = process.map(|process| process.limiter.with_ledger(|ledger, _| ledger.own_rows()));
+        let mut gifts = Gifts::new();
+        for row in rows.into_iter().flatten() {
+            let given: u64 = row.given.iter().map(|(_, total)| total).sum();
+            *gifts.entry((row.key, row.window)).or_default() += given;
+        }
+        gifts
+    }
+
     /// What a replica owns in its open windows.
     pub(super) fn rights_of(&self, replica: usize) -> Rights {
         let Some(process) = self.replicas[replica].process.as_ref().filter(|process| process.is_running()) else {
@@ -134,10 +149,10 @@ impl World {
     }
 
     /// A request that was answered with rights must not be answered with rights again.
-    pub(super) fn check_answers(&mut self, replica: usize, from: ReplicaId, requests: Vec<u64>, before: &Rights) {
-        let sum = |rights: &Rights| rights.iter().map(|(.., rights)| rights).sum::<u64>();
-        let gave = sum(&self.rights_of(replica)) < sum(before);
-        if !gave {
+    pub(super) fn check_answers(&mut self, replica: usize, from: ReplicaId, requests: Vec<u64>, before: &Gifts) {
+        // By what it says it gave: rights also fall as a bucket's slices end.
+        let after = self.gifts_of(replica);
+        if !after.iter().any(|(place, given)| given > before.get(place).unwrap_or(&0)) {
             return;
         }
         let mut news = false;

@@ -113,7 +113,7 @@ impl World {
             .collect();
         let messages = self.incoming(replica, contact.from, messages);
         let roster = messages.iter().any(|message| matches!(message, Message::Roster(_)));
-        let before = (!requests.is_empty()).then(|| self.rights_of(replica));
+        let before = (!requests.is_empty()).then(|| self.gifts_of(replica));
         if repeated && before.is_some() {
             self.reach("replayed request");
         }
