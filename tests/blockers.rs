@@ -103,7 +103,9 @@ fn who_seals_with_another_key_is_said_to_and_not_to_be_forgotten() {
     fleet.run(60);
     for pod in [0, stranger] {
         let rejected = rejected.clone();
-        fleet.pods[pod].limiter.with_ledger(|ledger, _| ledger.handle_rejected(rejected));
+        fleet.pods[pod].limiter.with_ledger(|ledger, now| ledger.handle_rejected(rejected, now));
+        // The next exchange has heard nothing from there.
+        fleet.pods[pod].limiter.with_ledger(|ledger, now| ledger.handle_rejected(BTreeMap::new(), now));
     }
     shows(&fleet, stranger, &address(3).to_string(), "another key", "do not forget it");
     let silent = fleet.pods[0].limiter.status().silent;

@@ -71,8 +71,11 @@ impl Lasting {
                 news.push(block);
             }
         }
-        let over = std::mem::replace(&mut self.known, known);
-        (news, over.into_iter().filter(|(_, (_, said))| *said).map(|((who, _), _)| who).collect())
+        let before = std::mem::replace(&mut self.known, known);
+        // Who is there for another reason now is not over.
+        let is_over = |who: &String| !self.known.keys().any(|(other, _)| other == who);
+        let said = before.into_iter().filter(|(_, (_, said))| *said).map(|((who, _), _)| who);
+        (news, said.filter(is_over).collect())
     }
 }
 

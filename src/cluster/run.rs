@@ -187,7 +187,7 @@ impl<N: Net> Run<N> {
             let (looks, limiter) = (self.awaits_share, &self.parts.limiter);
             let rejected = std::mem::take(&mut self.rejected);
             let (blocked, silent, has_share) = limiter.with_ledger(|ledger, now| {
-                ledger.handle_rejected(rejected);
+                ledger.handle_rejected(rejected, now);
                 (ledger.blocked(now), ledger.silent(now), looks && ledger.has_share(now))
             });
             self.blockers.look(blocked, now);

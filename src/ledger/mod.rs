@@ -80,6 +80,9 @@ use self::random::SplitMix64;
 /// asked, never who counts.
 const REACHABLE_TICKS: u32 = 6;
 
+/// How long it is remembered that frames from an address were thrown away.
+const REJECTED_FOR: Duration = Duration::from_secs(60);
+
 /// The most distinct replicas in one ledger's life: beyond, rows of newcomers are counted
 /// as ignored. 65,535 pods replaced take years.
 const MAX_ACTORS: usize = u16::MAX as usize;
@@ -141,7 +144,7 @@ pub struct Ledger {
     /// What is wrong with the directory, since its last answer.
     trouble: Option<Blocked>,
     /// Where frames came from lately that were thrown away, and why.
-    rejected: BTreeMap<SocketAddr, &'static str>,
+    rejected: BTreeMap<SocketAddr, (&'static str, Timestamp)>,
 }
 
 /// A limiter joins a fleet once; nothing changed. Whoever wrote the program can mend it: build
@@ -287,8 +290,15 @@ impl Ledger {
 
     /// Takes where frames came from, since this was last called, that could not be opened, and
     /// why not. Nothing follows from it but what is said of whoever does not answer there.
-    pub fn handle_rejected(&mut self, rejected: BTreeMap<SocketAddr, &'static str>) {
-        self.rejected = rejected;
+    pub fn handle_rejected(&mut self, rejected: BTreeMap<SocketAddr, &'static str>, now: Timestamp) {
+        let now = self.advance(now);
+        // Whoever is not answered writes once a second: what is said of it must not come and go.
+        self.rejected.retain(|_, (_, at)| now.since(*at) < REJECTED_FOR);
+        for (addr, why) in rejected {
+            if self.rejected.len() < MAX_MEMBERS || self.rejected.contains_key(&addr) {
+                self.rejected.insert(addr, (why, now));
+            }
+        }
     }
 
     /// Takes proofs of the platform that replicas are gone (docs/algorithm.md section 3 a).

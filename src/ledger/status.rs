@@ -233,7 +233,7 @@ impl Ledger {
         for block in &mut blocked {
             let addr = block.who.parse().ok();
             let addr = addr.or_else(|| self.address_of(ReplicaId::parse(&block.who)?));
-            if let Some(why) = addr.and_then(|addr| self.rejected.get(&addr)) {
+            if let Some((why, _)) = addr.and_then(|addr| self.rejected.get(&addr)) {
                 block.reject(why);
             }
         }
@@ -253,7 +253,7 @@ impl Ledger {
             let silent = heard && unheard.max(unechoed) >= SILENT;
             silent.then(|| {
                 let mut silent = Blocked::silent(id, slot, unheard, unechoed, self.roster.directory());
-                if let Some(why) = self.rejected.get(&slot.addr) {
+                if let Some((why, _)) = self.rejected.get(&slot.addr) {
                     silent.reject(why);
                 }
                 silent
